@@ -1,0 +1,200 @@
+"""Questions in, text out: what every door (command line, server, pages, evaluation) calls.
+
+Tokens become text in three layers of one loop: `generator.generate` yields ids, `run` yields text, `reply` joins it.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from handlens.backend import Progress
+from handlens.decode import Limits
+from handlens.engine.sampling import SamplingParams
+from handlens.errors import ContextError, InputError
+from handlens.processor import Inputs, Processor, as_messages
+from handlens.tokenizer import StreamDecoder
+from handlens.weights import LoadedModel, load_model
+
+log = logging.getLogger("handlens")
+
+
+class Generator(Protocol):
+    """Anything that turns inputs into ids; on the device side it is `engine.Engine`."""
+
+    def generate(
+        self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
+    ) -> Iterator[int]: ...
+
+
+def load(
+    model: str | Path | None = None,
+    mmproj: str | Path | None = None,
+    *,
+    context_length: int | None = None,
+    position_mode: str | None = None,
+    limits: Limits = Limits(),
+) -> "Chat":
+    """A model, ready to be asked. Without a path it is the one that ships with handlens.
+
+    `model` is a GGUF file, a folder with one, or a folder with safetensors in the official layout; `mmproj` the projector
+    file, looked for beside the model when it is not given. `context_length` defaults to what the model was made for;
+    `position_mode` to the family's (see docs/faithfulness.md).
+    """
+    return Chat(load_model(model, mmproj, position_mode=position_mode), context_length=context_length, limits=limits)
+
+
+class Chat:
+    """One loaded model with the methods to ask it. Safe to use from many threads: their answers are computed together."""
+
+    def __init__(self, model: LoadedModel, *, context_length: int | None = None, limits: Limits = Limits()):
+        self.model = model
+        self.config = model.config
+        self.tokenizer = model.tokenizer
+        self.generator: Generator = model.generator
+        self.processor = Processor(model.config, model.tokenizer, limits)
+        longest = model.config.llm.max_position_embeddings
+        if context_length is not None and not 1 <= context_length <= longest:
+            raise InputError(f"context_length is {context_length}; this model reads from 1 to {longest} tokens")
+        self.context_length = context_length or longest
+
+    def stream(
+        self,
+        msgs: Any,
+        params: SamplingParams = SamplingParams(),
+        *,
+        system_prompt: str = "",
+        progress: Progress | None = None,
+    ) -> Iterator[str]:
+        """Pieces of the answer as they come, whole characters only. The request is checked before this returns.
+
+        `msgs` is a list of {"role": "user" or "assistant", "content": text or a list of texts and images}.
+        """
+        return self.run(self.prepare(msgs, params, system_prompt=system_prompt), params, progress)
+
+    def reply(self, msgs: Any, params: SamplingParams = SamplingParams(), *, system_prompt: str = "") -> str:
+        """The whole answer."""
+        return "".join(self.stream(msgs, params, system_prompt=system_prompt))
+
+    def prepare(
+        self,
+        msgs: Any,
+        params: SamplingParams = SamplingParams(),
+        *,
+        system_prompt: str = "",
+        max_input_tokens: int | None = None,
+    ) -> Inputs:
+        """The model's inputs for a conversation; ContextError if prompt and answer together do not fit."""
+        room = self.context_length - params.max_new_tokens
+        if room < 1:
+            raise ContextError(
+                f"an answer of up to {params.max_new_tokens} tokens leaves no room for the prompt in a context of "
+                f"{self.context_length}; ask for fewer new tokens or raise the context length"
+            )
+        if system_prompt:
+            msgs = [{"role": "system", "content": system_prompt}, *as_messages(msgs)]
+        return self.processor(msgs, max_tokens=min(room, max_input_tokens or room))
+
+    def run(self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None) -> Iterator[str]:
+        """Pieces of the answer to prepared inputs."""
+        ids = self.generator.generate(inputs, params, self.processor.stop_ids, progress)
+        return stripped(until_stop(self._text(ids), params.stop))
+
+    def _text(self, ids: Iterable[int]) -> Iterator[str]:
+        decoder = StreamDecoder(self.tokenizer, shown=self.processor.shown_ids)
+        for token in ids:
+            if text := decoder.push(token):
+                yield text
+        if text := decoder.flush():
+            yield text
+
+    def chat(
+        self,
+        image: Any = None,
+        msgs: Any = None,
+        tokenizer: Any = None,
+        processor: Any = None,
+        max_new_tokens: int = 1024,
+        sampling: bool = True,
+        max_inp_length: int | None = None,
+        system_prompt: str = "",
+        stream: bool = False,
+        **options,
+    ) -> str | Iterator[str]:
+        """The answer under the names of the published model's `chat`, so that its scripts run.
+
+        `sampling=False` is beam search (3 beams, repetition penalty 1.2). `tokenizer` and `processor` are accepted and
+        not needed. Unlike the original: unknown options raise, an input that is too long raises instead of being cut,
+        a "!" is never lost from an answer, and a stream may come from beam search (in one piece, at its end).
+        """
+        if image is not None:
+            msgs = _with_image(image, as_messages(msgs))
+        if not sampling:
+            ignored = {"temperature", "top_p", "top_k", "seed"} & options.keys()
+            if ignored:
+                raise InputError(f"{', '.join(sorted(ignored))} do nothing with sampling=False, which is beam search")
+            options = {"temperature": 0, "num_beams": 3, "repetition_penalty": 1.2, **options}
+        elif options.get("num_beams", 1) != 1:
+            raise InputError(f"num_beams={options['num_beams']} is beam search; it goes with sampling=False")
+        params = SamplingParams(max_new_tokens=max_new_tokens, **options)
+        inputs = self.prepare(msgs, params, system_prompt=system_prompt, max_input_tokens=max_inp_length)
+        pieces = self.run(inputs, params)
+        return pieces if stream else "".join(pieces)
+
+    def eval(self) -> "Chat":
+        """This model; it has no training mode."""
+        return self
+
+    def to(self, device: Any = None, dtype: Any = None) -> "Chat":
+        """This model, which stays on the CPU in the precision of its file; says so if something else was asked for."""
+        if device is not None and str(device) != "cpu":
+            log.warning("this model runs on the CPU; the device %r is not used", str(device))
+        return self
+
+
+def _with_image(image: Any, msgs: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The messages with the image before the text of the first one, as the original's `image=` does."""
+    if not msgs:
+        raise InputError("image= was given without messages; pass msgs=[{'role': 'user', 'content': question}]")
+    first = msgs[0]
+    if not isinstance(first["content"], str):
+        raise InputError("image= goes before a text, but the first message holds a list: put the image into that list")
+    return [{**first, "content": [image, first["content"]]}, *msgs[1:]]
+
+
+def until_stop(pieces: Iterable[str], stop: Sequence[str]) -> Iterator[str]:
+    """The text up to the first of the `stop` strings, which may begin in one piece and end in a later one."""
+    if not stop:
+        yield from pieces
+        return
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [at for at in (held.find(text) for text in stop) if at >= 0]
+        if found:
+            if min(found):
+                yield held[: min(found)]
+            return
+        # What could still become a stop string is held back.
+        keep = max(
+            (size for text in stop for size in range(1, len(text)) if held.endswith(text[:size])),
+            default=0,
+        )
+        if len(held) > keep:
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    if held:
+        yield held
+
+
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """The text without white space at either end, still piece by piece."""
+    held, started = "", False
+    for piece in pieces:
+        held += piece
+        text = held if started else held.lstrip()
+        body = text.rstrip()
+        if body:
+            yield body
+            started = True
+        held = text[len(body) :]

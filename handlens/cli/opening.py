@@ -1,0 +1,80 @@
+"""Brings the model and the images of a command into memory, and says what there is to say about them."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from handlens.cli.options import ModelOptions
+from handlens.cli.terminal import tell, working
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from handlens.chat import Chat
+    from handlens.decode import Limits
+    from handlens.engine.sampling import SamplingParams
+    from handlens.processor import Inputs
+    from handlens.weights import LoadedModel
+
+UNTRAINED = (
+    "no model was named, so the one that ships with handlens answers: it is tiny and untrained, and its answers mean "
+    "nothing. Load a real one with --model FILE.gguf, its mmproj file beside it or given with --mmproj."
+)
+
+#: The name that stands for an image on standard input.
+STDIN = Path("-")
+
+
+def limits(options: ModelOptions) -> "Limits":
+    """How large images may be."""
+    from handlens.decode import Limits
+
+    if options.max_pixels is None:
+        return Limits()
+    return Limits(max_pixels=options.max_pixels, max_total_pixels=max(options.max_pixels, Limits.max_total_pixels))
+
+
+def open_chat(options: ModelOptions) -> "Chat":
+    """The model that the options name, its notices told."""
+    with working("loading the model"):
+        from handlens.chat import load
+
+        chat = load(
+            options.model,
+            options.mmproj,
+            context_length=options.context_length,
+            position_mode=options.position_mode and options.position_mode.value,
+            limits=limits(options),
+        )
+    if not options.quiet:
+        for notice in notices(chat.model):
+            tell(f"handlens: {notice}")
+    return chat
+
+
+def notices(model: "LoadedModel") -> list[str]:
+    """What a person should know about a model before believing its answers."""
+    return [UNTRAINED] * model.files.is_default + list(model.config.notices)
+
+
+def open_pictures(paths: Sequence[Path], options: ModelOptions) -> list["Image.Image"]:
+    """The images in files, or on standard input for the path `-`, checked as one request."""
+    from handlens.decode import check_request, open_image
+
+    allowed = limits(options)
+    pictures = []
+    for path in paths:
+        # One byte more than allowed is enough to refuse an endless stream.
+        pictures.append(open_image(sys.stdin.buffer.read(allowed.max_bytes + 1) if path == STDIN else path, allowed))
+        check_request(pictures, allowed)
+    return pictures
+
+
+def answer(chat: "Chat", inputs: "Inputs", params: "SamplingParams") -> Iterator[str]:
+    """The pieces of the answer; until the first comes, a terminal shows what is being done."""
+    with working("looking at the image" if inputs.images else "reading the prompt") as progress:
+        pieces = chat.run(inputs, params, progress)
+        first = next(pieces, "")
+    yield first
+    yield from pieces

@@ -1,0 +1,64 @@
+"""The device side's backend: the tensors of a file pair, the vision tower, the resampler and the language model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from handlens.backend import Progress
+from handlens.config import ModelConfig
+from handlens.cpu.llama import KVCache, Llama
+from handlens.cpu.vision import Resampler, VisionTower
+from handlens.gguf.blocks import Tensor
+from handlens.images import SlicedImage, patches
+
+#: Models up to this many float32 bytes are held dequantised; larger ones are dequantised piece by piece in each call.
+DENSE_BYTES = 1 << 30
+
+
+class CpuBackend:
+    """Implements `backend.Backend` in numpy. `language` and `vision` are the tensors by the names of GGUF files, with the
+    vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
+
+    def __init__(self, config: ModelConfig, language: Mapping[str, Tensor], vision: Mapping[str, Tensor] | None = None):
+        self.config = config
+        self.llama = Llama(config.llm, _in_memory(language))
+        if config.vision is not None:
+            weights = _in_memory(vision)
+            self.tower = VisionTower(config.vision, weights)
+            self.resampler = Resampler(config.resampler, weights)
+
+    def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
+        """The vectors [slices * Q, D] of each image; progress is told after each slice."""
+        total = sum(len(image.slices) for image in images)
+        done = 0
+        encoded = []
+        for image in images:
+            vectors = []
+            for pixels, tgt_size in zip(image.slices, image.plan.tgt_sizes, strict=True):
+                cells = patches(pixels, self.config.vision.patch_size)
+                vectors.append(self.resampler.forward(self.tower.encode(cells, tgt_size, longest), tgt_size))
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+            encoded.append(np.concatenate(vectors))
+        return encoded
+
+    def embed(self, input_ids: np.ndarray) -> np.ndarray:
+        """The embeddings [n, D] of token ids [n]."""
+        return self.llama.embed(input_ids)
+
+    def new_cache(self) -> KVCache:
+        """An empty cache for one sequence."""
+        return KVCache(self.config.llm)
+
+    def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache]) -> np.ndarray:
+        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
+        return self.llama.forward(inputs, caches)
+
+
+def _in_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | np.ndarray]:
+    """Vectors, and everything of a small model, as float32 arrays; large matrices as they are, mapped from the file."""
+    small = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors.values()) <= DENSE_BYTES
+    return {
+        name: tensor.dequantize() if small or len(tensor.shape) == 1 else tensor for name, tensor in tensors.items()
+    }

@@ -1,0 +1,189 @@
+"""The language model: Llama 3 with grouped-query attention, and the cache of keys and values that makes decoding cheap.
+
+Tensors have the names of GGUF files of the llama architecture. Letters: n positions, H query heads, K key-value heads,
+d width of a head, D width of the model, V tokens in the vocabulary.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from handlens.config import LlamaConfig
+from handlens.cpu import reference
+from handlens.errors import ContextError, InputError, ModelFileError
+
+
+class KVCache:
+    """The keys and values of one sequence, a pair of arrays [K, capacity, d] a layer that grow as it gets longer.
+
+    `length` positions are valid. `update` writes behind them and `advance` makes them valid, so a forward pass that is
+    broken off half-way leaves the cache as it was.
+    """
+
+    def __init__(self, config: LlamaConfig, capacity: int = 0):
+        shape = config.num_key_value_heads, capacity, config.head_dim
+        self.config = config
+        self.length = 0
+        self._keys = [np.empty(shape, np.float32) for _ in range(config.num_hidden_layers)]
+        self._values = [np.empty(shape, np.float32) for _ in range(config.num_hidden_layers)]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that are allocated, used or not."""
+        return sum(array.nbytes for array in self._keys + self._values)
+
+    def update(self, k: np.ndarray, v: np.ndarray, layer_idx: int) -> tuple[np.ndarray, np.ndarray]:
+        """All keys and all values [K, length + n, d] of one layer after k and v [K, n, d] were added."""
+        end = self.length + k.shape[1]
+        self._make_room(self._keys, layer_idx, end)
+        self._make_room(self._values, layer_idx, end)
+        keys, values = self._keys[layer_idx][:, :end], self._values[layer_idx][:, :end]
+        keys[:, self.length :] = k
+        values[:, self.length :] = v
+        return keys, values
+
+    def advance(self, count: int) -> None:
+        """Makes the `count` positions that were last added to every layer valid."""
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets all positions from `length` on."""
+        if not 0 <= length <= self.length:
+            raise InputError(f"a cache of {self.length} positions cannot be cut to {length}")
+        self.length = length
+
+    def copy(self) -> "KVCache":
+        """A cache of its own with the same valid positions, for another continuation of the sequence."""
+        twin = KVCache(self.config)
+        twin.length = self.length
+        twin._keys = [self._resized(array, self.length + 1) for array in self._keys]
+        twin._values = [self._resized(array, self.length + 1) for array in self._values]
+        return twin
+
+    def _make_room(self, arrays: list[np.ndarray], layer_idx: int, end: int) -> None:
+        limit = self.config.max_position_embeddings
+        if end > limit:
+            raise ContextError(
+                f"the conversation needs {end} positions, but the model has {limit}; "
+                "start a new one, or send fewer or smaller images"
+            )
+        if end > arrays[layer_idx].shape[1]:
+            arrays[layer_idx] = self._resized(arrays[layer_idx], end)
+
+    def _resized(self, array: np.ndarray, end: int) -> np.ndarray:
+        """A copy of the valid part of an array with room up to `end` and half as much again."""
+        kv_heads, _, head_dim = array.shape
+        capacity = min(max(64, end + end // 2), max(end, self.config.max_position_embeddings))
+        resized = np.empty((kv_heads, capacity, head_dim), np.float32)
+        resized[:, : self.length] = array[:, : self.length]
+        return resized
+
+
+class Llama:
+    """The decoder. `weights` holds arrays or quantised tensors by name, `ops` the functions that compute."""
+
+    def __init__(self, config: LlamaConfig, weights: Mapping[str, reference.Weight], ops=reference):
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise ModelFileError(
+                f"{config.num_attention_heads} heads of width {config.head_dim} cannot share "
+                f"{config.num_key_value_heads} key-value heads: the counts must divide and the width must be even"
+            )
+        self.config = config
+        self.ops = ops
+        self.layers = [
+            reference.require_tensors(weights, _layer_shapes(config), f"blk.{index}.")
+            for index in range(config.num_hidden_layers)
+        ]
+        vocabulary = config.vocab_size, config.hidden_size
+        tied = "output.weight" not in weights
+        shapes = {"token_embd.weight": vocabulary, "output_norm.weight": (config.hidden_size,)}
+        shapes |= {} if tied else {"output.weight": vocabulary}
+        shapes |= {"rope_freqs.weight": (config.head_dim // 2,)} if "rope_freqs.weight" in weights else {}
+        modules = reference.require_tensors(weights, shapes)
+        (self.token_embd,) = modules["token_embd"]
+        (self.output_norm,) = modules["output_norm"]
+        (self.output,) = modules["token_embd" if tied else "output"]
+        (factors,) = modules.get("rope_freqs", (None,))
+        self.frequencies = reference.rope_frequencies(
+            config.head_dim, config.rope_theta, None if factors is None else reference.dense(factors)
+        )
+
+    def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The embeddings [n, D] of token ids [n]."""
+        ids = np.asarray(ids, np.int64)
+        strangers = ids[(ids < 0) | (ids >= self.config.vocab_size)]
+        if strangers.size:
+            raise InputError(f"token id {strangers[0]} is not in the vocabulary of {self.config.vocab_size}")
+        return self.ops.embedding(ids, self.token_embd)
+
+    def forward(
+        self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], all_logits: bool = False
+    ) -> np.ndarray | list[np.ndarray]:
+        """The logits of the last position of each sequence [batch, V], and lengthens the caches.
+
+        inputs: the embeddings [n_i, D] of each sequence's new positions; caches: what came before, one a sequence.
+        With `all_logits` the logits of all new positions come back as a list of [n_i, V].
+        """
+        counts = [len(x) for x in inputs]
+        if not counts or 0 in counts or len({id(cache) for cache in caches}) != len(counts):
+            raise InputError(
+                f"{len(counts)} sequences with {counts} new positions and {len(caches)} caches were given; "
+                "each sequence needs at least one position and a cache of its own"
+            )
+        ends = list(accumulate(counts))
+        spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        positions = [np.arange(cache.length, cache.length + count) for cache, count in zip(caches, counts, strict=True)]
+        rotation = self.ops.rope_table(np.concatenate(positions), self.frequencies)
+        x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
+        for index in range(self.config.num_hidden_layers):
+            x = self.layer(x, index, rotation, spans, caches)
+        logits = self.logits(x if all_logits else x[[end - 1 for end in ends]])
+        for cache, count in zip(caches, counts, strict=True):
+            cache.advance(count)
+        return [logits[span] for span in spans] if all_logits else logits
+
+    def layer(
+        self,
+        x: np.ndarray,
+        index: int,
+        rotation: tuple[np.ndarray, np.ndarray],
+        spans: Sequence[slice],
+        caches: Sequence[KVCache],
+    ) -> np.ndarray:
+        """x [n, D] after one layer. Only the attention sees sequences: their rows are `spans`."""
+        ops, w = self.ops, self.layers[index]
+        n, head_dim, eps = len(x), self.config.head_dim, self.config.rms_norm_eps
+        q, k, v = ops.linears(ops.rms_norm(x, *w["attn_norm"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
+        q = ops.rope(q.reshape(n, -1, head_dim), *rotation)  # [n, H, d]
+        k = ops.rope(k.reshape(n, -1, head_dim), *rotation)  # [n, K, d]
+        v = v.reshape(n, -1, head_dim)  # [n, K, d]
+        read = np.empty_like(q)
+        for span, cache in zip(spans, caches, strict=True):
+            keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
+            read[span] = ops.causal_attention(q[span], keys, values)
+        x = x + ops.linear(read.reshape(n, -1), *w["attn_output"])
+        gate, up = ops.linears(ops.rms_norm(x, *w["ffn_norm"], eps), w["ffn_gate"], w["ffn_up"])
+        return x + ops.linear(ops.silu(gate) * up, *w["ffn_down"])
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        """The logits [n, V] of the last layer's rows x [n, D]."""
+        return self.ops.linear(self.ops.rms_norm(x, self.output_norm, self.config.rms_norm_eps), self.output)
+
+
+def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of one layer."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    return {
+        "attn_norm.weight": (width,),
+        "attn_q.weight": (queries, width),
+        "attn_k.weight": (keys, width),
+        "attn_v.weight": (keys, width),
+        "attn_output.weight": (width, queries),
+        "ffn_norm.weight": (width,),
+        "ffn_gate.weight": (inner, width),
+        "ffn_up.weight": (inner, width),
+        "ffn_down.weight": (width, inner),
+    }

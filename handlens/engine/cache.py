@@ -1,0 +1,56 @@
+"""Encoded images kept for the next question about them: bounded bytes, least recently used out first."""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+
+from handlens.backend import Backend, Progress
+from handlens.images import SlicedImage
+
+
+class ImageCache:
+    """Encodes images with a backend and remembers their vectors.
+
+    The key holds everything that the vectors depend on: the digest of the image's pixels and slicing and, where the
+    position mode looks at it, the longest slice of the request. A cache belongs to one backend, so to one model.
+    """
+
+    def __init__(self, backend: Backend, max_bytes: int):
+        self.backend = backend
+        self.max_bytes = max_bytes
+        self.bytes = 0
+        self.entries: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def encode(self, images: tuple[SlicedImage, ...], progress: Progress | None = None) -> list[np.ndarray]:
+        """The vectors of each image of one request, [slices * Q, D] float32; only what is not remembered is computed."""
+        longest = max(rows * cols for image in images for rows, cols in image.plan.tgt_sizes)
+        keys = [self._key(image, longest) for image in images]
+        found = {key: self._recall(key) for key in keys}
+        missing = {key: image for key, image in zip(keys, images) if found[key] is None}
+        if missing:
+            vectors = self.backend.encode(list(missing.values()), longest, progress)
+            for key, vector in zip(missing, vectors):
+                found[key] = vector
+                self._remember(key, vector)
+        return [found[key] for key in keys]
+
+    def _key(self, image: SlicedImage, longest: int) -> tuple:
+        mode = self.backend.config.vision.position_mode
+        return image.digest, longest if mode == "reference" else None
+
+    def _recall(self, key: tuple) -> np.ndarray | None:
+        with self.lock:
+            if key in self.entries:
+                self.entries.move_to_end(key)
+            return self.entries.get(key)
+
+    def _remember(self, key: tuple, vectors: np.ndarray) -> None:
+        with self.lock:
+            if key in self.entries:
+                return
+            self.entries[key] = vectors
+            self.bytes += vectors.nbytes
+            while self.bytes > self.max_bytes:
+                self.bytes -= self.entries.popitem(last=False)[1].nbytes

@@ -1,0 +1,356 @@
+"""Text to token ids and back, from the metadata of a GGUF file or from a tokenizer.json.
+
+The `tokenizers` library does the byte pair encoding. What it is given here holds no special token, so what a user
+types, or what a page in an image says, is encoded as plain text: `<image>` becomes `<`, `image`, `>`. Who builds a
+prompt puts special tokens in by id and finds the ids by name in `Tokenizer.special`.
+
+There are two kinds of vocabulary. Byte-level ("gpt2" in GGUF): the characters of a piece stand for bytes, so every text
+comes back as it was. SentencePiece ("llama" in GGUF): a piece is text with `▁` for a space, and what has no piece
+becomes byte tokens such as `<0xE2>`; a `▁` that was typed comes back as a space.
+
+Facts: the GGUF specification (tokenizer.ggml.*), the tokenizer.json of Llama 3, SmolLM and Llama 2, GPT-2's byte table.
+"""
+
+import codecs
+import json
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from handlens.errors import InputError, ModelFileError
+
+MAX_TOKENS = 1 << 20
+MAX_TOKEN_BYTES = 4096
+MAX_FILE_BYTES = 64 << 20  # a tokenizer.json of 128,256 tokens has 9 MB
+
+#: The bytes in the UTF-8 of assigned characters, most control characters not among them. SmolLM has no token for 15 of
+#: the 256 that UTF-8 never needs or hardly ever, and for some control characters; they are left out when it encodes.
+BYTES_OF_TEXT = frozenset([*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1), 0xF3])
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
+#: The metadata that is read and written, behind "tokenizer.ggml.", with its GGUF types.
+FIELDS = {
+    "model": "str",
+    "pre": "str",
+    "tokens": "arr[str]",
+    "token_type": "arr[i32]",
+    "merges": "arr[str]",
+    "scores": "arr[f32]",
+    "add_space_prefix": "bool",
+    **{f"{role}_token_id": "u32" for role in ("bos", "eos", "eot", "unknown", "padding")},
+}
+
+# Parts of a tokenizer.json, as the library writes them.
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPLIT_LLAMA3 = {"type": "Split", "pattern": {"Regex": LLAMA3_WORDS}, "behavior": "Isolated", "invert": False}
+SINGLE_DIGITS = {"type": "Digits", "individual_digits": True}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PREFIX_AND_SPACES = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """What happens to a text before the merges, written as in a tokenizer.json."""
+
+    model: str  # tokenizer.ggml.model of the files that have it
+    normalizer: dict | None = None
+    pre_tokenizer: dict | None = None
+    ignore_merges: bool = False  # a word that is a piece as a whole is that piece, whatever the merges say
+
+    def build(self, pieces: dict[str, int], merges: list[tuple[str, str]], space_prefix: bool) -> tokenizers.Tokenizer:
+        """The library's tokenizer with these pieces and no added token."""
+        normalizer = self.normalizer if space_prefix or self.normalizer is None else SPACES
+        model = {"type": "BPE", "vocab": {}, "merges": []}
+        frame = {"version": "1.0", "normalizer": normalizer, "pre_tokenizer": self.pre_tokenizer, "model": model}
+        inner = tokenizers.Tokenizer.from_str(json.dumps(frame))
+        # The library reads a large model from Python twice as fast as from JSON.
+        options = {"ignore_merges": self.ignore_merges, "byte_fallback": self.model == "llama"}
+        inner.model = tokenizers.models.BPE(pieces, merges, **options)
+        return inner
+
+
+LLAMA3 = PreTokenizer("gpt2", None, {"type": "Sequence", "pretokenizers": [SPLIT_LLAMA3, BYTES]}, ignore_merges=True)
+GPT2_WORDS = BYTES | {"use_regex": True}
+#: By tokenizer.ggml.pre; SentencePiece files are known by tokenizer.ggml.model and have the row "llama".
+PRE_TOKENIZERS = {
+    "llama-bpe": LLAMA3,
+    "llama3": LLAMA3,
+    "llama-v3": LLAMA3,
+    "smollm": PreTokenizer("gpt2", None, {"type": "Sequence", "pretokenizers": [SINGLE_DIGITS, GPT2_WORDS]}),
+    "llama": PreTokenizer("llama", PREFIX_AND_SPACES),
+}
+
+
+def byte_pieces(model: str) -> dict[str, int]:
+    """The 256 pieces that stand for one byte each, with that byte, in a vocabulary of this tokenizer.ggml.model."""
+    if model == "llama":
+        return {f"<0x{byte:02X}>": byte for byte in range(256)}
+    # GPT-2: printable Latin-1 stands for itself; the other bytes are, in order, the characters from U+0100 on.
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+class Tokenizer:
+    """Encodes and decodes with one vocabulary. `fields` is the metadata tokenizer.ggml.* without this front."""
+
+    def __init__(self, fields: Mapping[str, Any]):
+        self._fields = {name: fields[name] for name in FIELDS if name in fields}
+        row = _row(fields.get("model"), fields.get("pre"))
+        self._sentencepiece = row.model == "llama"
+        self._tokens = fields.get("tokens")
+        vocab = _vocabulary(self._tokens)
+        types = _numbers(fields, "token_type", np.int32, len(vocab)).tolist()
+        self._bytes = byte_pieces(row.model)
+        for token, token_id in vocab.items():
+            if not NORMAL <= types[token_id] <= BYTE or (types[token_id] == BYTE and token not in self._bytes):
+                raise _refusal("token_type", f"{token!r:.80} (id {token_id}) cannot be of type {types[token_id]}")
+        if lacking := [byte for piece, byte in self._bytes.items() if byte in BYTES_OF_TEXT and piece not in vocab]:
+            raise _refusal("tokens", f"no token stands for the byte 0x{lacking[0]:02X}, so text would get lost")
+        for name in FIELDS.keys() & fields.keys():
+            if name.endswith("_token_id") and (type(fields[name]) is not int or not 0 <= fields[name] < len(vocab)):
+                raise _refusal(name, f"{fields[name]!r:.80} is not an id from 0 to {len(vocab) - 1}")
+        # A byte is text whatever its type says: files of 2.5 mark "!", which they pad with, as control.
+        pieces = {token: id for token, id in vocab.items() if types[id] == NORMAL or token in self._bytes}
+        self.vocab_size = len(vocab)
+        #: The tokens that text never becomes (control, user-defined, unknown, unused), with their ids.
+        self.special = {token: id for token, id in vocab.items() if token not in pieces}
+        self._special_ids = frozenset(self.special.values())
+
+        if self._sentencepiece and "merges" not in fields:
+            merges = _merges_by_score(self._tokens, pieces, _numbers(fields, "scores", np.float32, len(vocab)))
+        else:
+            merges = _merges(fields.get("merges"), pieces)
+        #: Whether encoding puts a space in front of a text and decoding takes one away.
+        self.space_prefix = self._sentencepiece and fields.get("add_space_prefix") is not False
+        self._inner = row.build(pieces, merges, self.space_prefix)
+        # At a "!" marked as control the original tokenizer cuts the text, so that "!!" is two tokens in 2.5.
+        cuts = [text for text, id in pieces.items() if len(text) == 1 and text.isascii() and types[id] != NORMAL]
+        self._inner.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in cuts])
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+        """The tokenizer that the keys tokenizer.ggml.* describe, with values as `GGUFFile.metadata` holds them."""
+        keys = {name: f"tokenizer.ggml.{name}" for name in FIELDS}
+        return cls({name: metadata[key] for name, key in keys.items() if key in metadata})
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """The tokenizer of a tokenizer.json. Its added tokens are `special`; its post-processor is left out."""
+        try:
+            return cls(_fields_of_json(_read_json(Path(path))))
+        except ModelFileError as error:
+            raise ModelFileError(f"{path}: {error}") from None
+
+    def to_gguf(self, bos: str | None = None, eos: str | None = None) -> dict[str, tuple[str, Any]]:
+        """The metadata tokenizer.ggml.* with its GGUF types. `bos` and `eos` are texts: no tokenizer.json has them."""
+        named = {f"{role}_token_id": self.id(text) for role, text in (("bos", bos), ("eos", eos)) if text is not None}
+        return {f"tokenizer.ggml.{name}": (FIELDS[name], value) for name, value in (self._fields | named).items()}
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text that is only text: none of them is special, none is put in front or at the end."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = f"U+{ord(text[error.start]):04X}"
+            raise InputError(
+                f"character {error.start} of the text, {code}, is half a pair; give valid Unicode"
+            ) from None
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], shown: AbstractSet[int] = frozenset()) -> str:
+        """The text of the ids, without special tokens except those in `shown`; broken UTF-8 becomes U+FFFD."""
+        stream = StreamDecoder(self, shown)
+        return "".join([*map(stream.push, ids), stream.flush()])
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token adds to a text; those of its name if it is special."""
+        if not 0 <= token_id < self.vocab_size:
+            raise InputError(f"there is no token {token_id}: the vocabulary has {self.vocab_size} tokens")
+        token = self._tokens[token_id]
+        if token in self._bytes:
+            return bytes([self._bytes[token]])
+        if token_id in self._special_ids:
+            return token.encode()
+        if self._sentencepiece:
+            return token.replace("▁", " ").encode()
+        if not self._bytes.keys() >= set(token):
+            return token.encode()  # no merge leads to such a token; the library, too, takes it by its letters
+        return bytes(self._bytes[character] for character in token)
+
+    def id(self, name: str) -> int:
+        """The id of a special token; ModelFileError if there is none of this name."""
+        try:
+            return self.special[name]
+        except KeyError:
+            raise ModelFileError(f"the tokenizer has no special token {name!r}: it belongs to another model") from None
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether text never becomes this token."""
+        return token_id in self._special_ids
+
+
+class StreamDecoder:
+    """Decodes ids as they come. What the pushes and the flush return, joined, is what `Tokenizer.decode` returns."""
+
+    def __init__(self, tokenizer: Tokenizer, shown: AbstractSet[int] = frozenset()):
+        self._tokenizer, self._shown = tokenizer, shown
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drop_space = tokenizer.space_prefix
+
+    def push(self, token_id: int) -> str:
+        """The characters that this token completes: often a word, sometimes none."""
+        if self._tokenizer.is_special(token_id) and token_id not in self._shown:
+            return ""
+        return self._without_prefix(self._utf8.decode(self._tokenizer.token_bytes(token_id)))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was not completed, or nothing."""
+        return self._without_prefix(self._utf8.decode(b"", final=True))
+
+    def _without_prefix(self, text: str) -> str:
+        if not text or not self._drop_space:
+            return text
+        self._drop_space = False
+        return text.removeprefix(" ")
+
+
+def _refusal(name: str, reason: str) -> ModelFileError:
+    return ModelFileError(f"tokenizer.ggml.{name}: {reason}")
+
+
+def _row(model: Any, pre: Any) -> PreTokenizer:
+    """The row for tokenizer.ggml.model and tokenizer.ggml.pre."""
+    name = model if model == "llama" else pre
+    row = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
+    if row is None or row.model != model:
+        known = ", ".join(f"{name} (model {row.model})" for name, row in PRE_TOKENIZERS.items())
+        raise _refusal("pre", f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}")
+    return row
+
+
+def _vocabulary(tokens: Any) -> dict[str, int]:
+    """Token -> id, after the checks that every vocabulary has to pass."""
+    if not isinstance(tokens, list) or not 0 < len(tokens) <= MAX_TOKENS:
+        raise _refusal("tokens", f"an array of 1 to {MAX_TOKENS} strings is wanted")
+    vocab: dict[str, int] = {}
+    for token_id, token in enumerate(tokens):
+        try:
+            size = len(token.encode())
+        except (AttributeError, UnicodeEncodeError):
+            raise _refusal("tokens", f"token {token_id}, {token!r:.80}, is not Unicode text") from None
+        if not 0 < size <= MAX_TOKEN_BYTES:
+            raise _refusal("tokens", f"token {token_id} has {size} bytes; 1 to {MAX_TOKEN_BYTES} are wanted")
+        if vocab.setdefault(token, token_id) != token_id:
+            raise _refusal("tokens", f"tokens {vocab[token]} and {token_id} are the same, {token!r:.80}")
+    return vocab
+
+
+def _numbers(fields: Mapping[str, Any], name: str, dtype: type, count: int) -> np.ndarray:
+    """The array of this name [count], of exactly this element type, with finite values."""
+    array = fields.get(name)
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != (count,):
+        given = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else f"{array!r:.80}"
+        raise _refusal(name, f"an array of {np.dtype(dtype)} [{count}], one a token, is wanted, not {given}")
+    if not np.isfinite(array).all():
+        raise _refusal(name, "a value is not finite")
+    return array
+
+
+def _merges(merges: Any, pieces: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges, written "left right", as pairs; both parts and the result have to be pieces."""
+    if not isinstance(merges, list):
+        raise _refusal("merges", f"an array of strings is wanted, not {merges!r:.80}")
+    pairs = []
+    for number, merge in enumerate(merges):
+        match merge.split(" ") if isinstance(merge, str) else ():
+            case [left, right] if left in pieces and right in pieces and left + right in pieces:
+                pairs.append((left, right))
+            case _:
+                raise _refusal("merges", f"merge {number}, {merge!r:.80}, does not make one text token of two")
+    return pairs
+
+
+def _merges_by_score(tokens: list[str], pieces: Mapping[str, int], scores: np.ndarray) -> list[tuple[str, str]]:
+    """Every split of a piece into two, the piece with the best score first: what SentencePiece merges first.
+
+    Equal scores go by id. So files of MiniCPM are read as well, where all scores are -1000 and the ids are in order.
+    """
+    merges = []
+    for token_id in np.argsort(-scores, kind="stable"):
+        if (piece := tokens[token_id]) in pieces:
+            splits = ((piece[:k], piece[k:]) for k in range(len(piece) - 1, 0, -1))
+            merges += [(left, right) for left, right in splits if left in pieces and right in pieces]
+    return merges
+
+
+def _read_json(path: Path) -> dict:
+    """The object in a tokenizer.json."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+        if len(text) > MAX_FILE_BYTES:
+            raise ModelFileError(f"the file has more than {MAX_FILE_BYTES} bytes, which no tokenizer.json needs")
+        spec = json.loads(text, object_hook=_with_offsets)
+    except OSError as error:
+        raise ModelFileError(f"the file cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"this is no JSON: {error}") from None
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise ModelFileError("a JSON object with an object `model` is wanted")
+    return spec
+
+
+def _with_offsets(part: dict) -> dict:
+    return part | {"trim_offsets": True} if part.get("type") == "ByteLevel" else part  # has no effect on ids
+
+
+def _fields_of_json(spec: dict) -> dict[str, Any]:
+    """The metadata that a GGUF file of the same tokenizer has."""
+    model, added = spec["model"], spec.get("added_tokens", [])
+    kind = "llama" if model.get("byte_fallback") else "gpt2"
+    rules = PreTokenizer(kind, spec.get("normalizer"), spec.get("pre_tokenizer"), bool(model.get("ignore_merges")))
+    name = next((name for name, row in PRE_TOKENIZERS.items() if row == rules), None)
+    affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    if model.get("type") != "BPE" or name is None or any(affixes):
+        raise ModelFileError(f"model, normalizer and pre_tokenizer are not those of {', '.join(PRE_TOKENIZERS)}")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
+        raise ModelFileError("an object model.vocab and arrays model.merges and added_tokens are wanted")
+
+    bytes_of_text = byte_pieces(kind) if kind == "llama" else {}
+    entries = [(text, token_id, BYTE if text in bytes_of_text else NORMAL) for text, token_id in vocab.items()]
+    for token in added:
+        if not isinstance(token, dict):
+            raise ModelFileError(f"added_tokens: {token!r:.80} is no object")
+        entries.append((token.get("content"), token.get("id"), CONTROL if token.get("special") else USER_DEFINED))
+    placed: dict[int, tuple[str, int]] = {}
+    for text, token_id, token_type in entries:
+        if not isinstance(text, str) or type(token_id) is not int or not 0 <= token_id < MAX_TOKENS:
+            raise ModelFileError(f"a text with an id below {MAX_TOKENS} is wanted, not {text!r:.80}: {token_id!r:.80}")
+        if token_id in placed and placed[token_id][0] != text:
+            raise ModelFileError(f"{placed[token_id][0]!r:.80} and {text!r:.80} have the same id, {token_id}")
+        placed[token_id] = text, token_type
+    # Ids left free get a token that nothing becomes, named as llama.cpp's converter names them.
+    rows = [placed.get(token_id, (f"[PAD{token_id}]", UNUSED)) for token_id in range(max(placed, default=-1) + 1)]
+    fields = {
+        "model": kind,
+        "pre": "default" if kind == "llama" else name,
+        "tokens": [text for text, _ in rows],
+        "token_type": np.array([token_type for _, token_type in rows], np.int32),
+        "merges": [" ".join(map(str, merge)) if isinstance(merge, list) else merge for merge in merges],
+    }
+    if kind == "llama":
+        # llama.cpp reads no merges here, it takes the pair with the best score: the earlier the merge, the better.
+        rank = {str(merge).replace(" ", ""): number for number, merge in reversed(list(enumerate(fields["merges"])))}
+        fields["scores"] = np.array([-rank.get(text, len(rank)) for text in fields["tokens"]], np.float32)
+    return fields

@@ -1,0 +1,25 @@
+"""Models that many tests share; each is written once a session."""
+
+import pytest
+
+from handlens.chat import Chat, load
+from handlens.config import FAMILIES
+from tests import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> tiny.TinyModel:
+    """A pair in float32 with the rules of 2.5."""
+    return tiny.write(tmp_path_factory.mktemp("tiny"), tiny.config())
+
+
+@pytest.fixture(scope="session")
+def mini_model(tmp_path_factory) -> tiny.TinyModel:
+    """A pair in float32 with the rules of our small models (the true grid), slices of 224 pixels."""
+    config = tiny.config(FAMILIES["handlens-mini"], scale_resolution=224)
+    return tiny.write(tmp_path_factory.mktemp("mini"), config)
+
+
+@pytest.fixture(scope="session")
+def chat(tiny_model) -> Chat:
+    return load(tiny_model.model, tiny_model.mmproj)

@@ -1,0 +1,109 @@
+"""Imports point down, and importing handlens costs next to nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import handlens
+
+ROOT = Path(handlens.__file__).parent
+
+#: What a module may import of handlens, by the first part of its name below the package: the floors of the house. A name
+#: with a dot is one module of a folder. Doors may import everything but each other.
+FLOORS = {
+    "errors": set(),
+    "config": {"errors"},
+    "decode": {"errors"},
+    "images": {"config", "errors"},
+    "prompts": {"config", "errors"},
+    "tokenizer": {"errors"},
+    "gguf": {"gguf", "config", "errors", "tokenizer", "images"},
+    "checkpoint": {"gguf", "config", "errors"},
+    "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
+    "backend": {"config", "images"},
+    "cpu": {"cpu", "backend", "config", "errors", "gguf", "images"},
+    "engine": {"engine", "backend", "config", "errors", "images", "processor"},
+    "weights": {"checkpoint", "config", "cpu", "engine", "errors", "gguf", "tokenizer"},
+    "chat": {"backend", "decode", "engine", "errors", "processor", "tokenizer", "weights"},
+    "model_card": {"chat", "tokenizer", "weights"},
+}
+DOORS = {"cli", "__main__"}
+CORE = {"numpy", "PIL", "tokenizers", "safetensors", "typer", "rich", "click"}
+
+
+def imported(path: Path) -> set[str]:
+    """The names of all modules that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" if node.module == "handlens" else node.module for alias in node.names}
+    return names
+
+
+def modules() -> dict[Path, str]:
+    """Every module of the package with its floor."""
+    return {
+        path: path.relative_to(ROOT).with_suffix("").parts[0]
+        for path in sorted(ROOT.rglob("*.py"))
+        if path != ROOT / "__init__.py"
+    }
+
+
+def test_imports_point_down():
+    wrong = []
+    for path, floor in modules().items():
+        for name in imported(path):
+            if not name.startswith("handlens"):
+                continue
+            target = name.split(".")[1] if "." in name else "__init__"
+            if floor in DOORS:
+                allowed = target not in DOORS - {floor} or floor == "__main__"
+            else:
+                allowed = target in FLOORS[floor]
+            if not allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert wrong == []
+
+
+def test_the_package_imports_core_dependencies_only():
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in modules()
+        for name in imported(path)
+        if (top := name.split(".")[0]) not in CORE | {"handlens"} and top not in sys.stdlib_module_names
+    ]
+    assert wrong == []
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_import_takes_less_than_300_ms_and_loads_no_torch():
+    code = (
+        "import sys, time; start = time.perf_counter(); import handlens; "
+        "print(time.perf_counter() - start, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    best = min(run(code).split() for _ in range(3))
+    assert float(best[0]) < 0.3
+    assert best[1:] == ["False", "False"]
+
+
+def test_every_module_imports_without_torch_or_transformers():
+    names = [
+        "handlens." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in modules()
+        if path.name != "__main__.py"
+    ]
+    code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
+    code += "print(sorted({'torch', 'transformers', 'gguf'} & set(sys.modules)))"
+    assert run(code).strip() == "[]"
+
+
+def test_public_names_resolve():
+    for name in handlens.__all__:
+        assert getattr(handlens, name) is not None
