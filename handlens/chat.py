@@ -128,7 +128,7 @@ class Chat:
         a "!" is never lost from an answer, and a stream may come from beam search (in one piece, at its end).
         """
         if image is not None:
-            msgs = _with_image(image, as_messages(msgs))
+            msgs = _with_image(image, as_messages([] if msgs is None else msgs))
         if not sampling:
             ignored = {"temperature", "top_p", "top_k", "seed"} & options.keys()
             if ignored:

@@ -8,7 +8,7 @@ import json
 import math
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from handlens.config import ModelConfig, official_config
 from handlens.errors import ModelFileError
 from handlens.gguf.blocks import Tensor
-from handlens.gguf.names import to_gguf_language, to_gguf_vision
+from handlens.gguf.names import fix_ffn_names, to_gguf_language, to_gguf_vision
 
 MAX_JSON_BYTES = 16 << 20
 #: The official index has 741 tensors; a header of many more is refused before it is parsed any further.
@@ -41,12 +41,14 @@ class Checkpoint:
     vision: dict[str, Tensor]
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in a folder; ModelFileError names what is missing or wrong."""
+def open_checkpoint(folder: Path, *, position_mode: str | None = None) -> Checkpoint:
+    """The checkpoint in a folder; ModelFileError names what is missing or wrong. `position_mode` replaces its own."""
     preprocessor = folder / "preprocessor_config.json"
     config = official_config(
         read_json(folder / "config.json"), read_json(preprocessor) if preprocessor.exists() else None
     )
+    if position_mode is not None:
+        config = replace(config, vision=replace(config.vision, position_mode=position_mode))
     stored = {}
     for path in weight_files(folder):
         for name, tensor in read_safetensors(path).items():

@@ -18,7 +18,7 @@ from handlens.errors import InputError, ModelFileError
 #: `reference`  one row of ids spread over the longest slice of the request, padding patches take part: what the original
 #:              2.5 code computes. A slice's features depend on the longest slice beside it.
 #: `masked_1d`  the same ids over the slice's own length, no padding: independent of the other slices.
-#: `grid_2d`    the true (row, column) of each patch: 2.6 and later, our small models, and llama.cpp for every version.
+#: `grid_2d`    the true (row, column) of each patch, exactly as llama.cpp computes it for every version; our small models.
 POSITION_MODES = ("reference", "masked_1d", "grid_2d")
 
 

@@ -33,6 +33,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from handlens.errors import ImageError, InputError
 
 #: The most chunks, segments or blocks that a file may consist of; ordinary files have a few, or one per 8 kB of pixels.
+#: What lies behind them is not read, so a file that needs it is refused as cut off.
 MAX_PARTS = 2**16
 #: The most scans of a progressive JPEG. Ordinary ones have about ten; each costs a pass over the whole picture.
 MAX_SCANS = 32
@@ -253,8 +254,6 @@ def _read_png(data: bytes) -> _Header:
         elif kind == b"eXIf":
             exif = data[at + 8 : end - 4]
         at = end
-    else:
-        raise ValueError("too many chunks")
     return _Header((width, height), b"".join(kept), exif, key)
 
 
@@ -284,8 +283,6 @@ def _read_jpeg(data: bytes) -> _Header:
         (length,) = struct.unpack_from(">H", data, start + 2)
         at = start + 2 + length
         if code in _START_OF_FRAME:
-            if size is not None:
-                raise ValueError("two frames in one image")
             height, width = struct.unpack_from(">HH", data, start + 5)
             size = width, height
         elif code == _EXIF and not exif and data[start + 4 : start + 10] == b"Exif\0\0":
@@ -293,8 +290,6 @@ def _read_jpeg(data: bytes) -> _Header:
         scans += code == _START_OF_SCAN
         if code not in _JPEG_METADATA:
             kept.append(view[start:at])
-    else:
-        raise ValueError("too many segments")
     if size is None or scans > MAX_SCANS:
         raise ValueError("no frame, or too many scans")
     return _Header(size, b"".join(kept), exif)

@@ -28,8 +28,8 @@ MAX_TOKENS = 1 << 20
 MAX_TOKEN_BYTES = 4096
 MAX_FILE_BYTES = 64 << 20  # a tokenizer.json of 128,256 tokens has 9 MB
 
-#: The bytes in the UTF-8 of assigned characters, most control characters not among them. SmolLM has no token for 15 of
-#: the 256 that UTF-8 never needs or hardly ever, and for some control characters; they are left out when it encodes.
+#: The bytes that a vocabulary has to have: those in the UTF-8 of assigned characters that are no control characters.
+#: SmolLM has no token for the other bytes and some control characters; encoding leaves them out, as the library does.
 BYTES_OF_TEXT = frozenset([*b"\t\n\r", *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1), 0xF3])
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # values of tokenizer.ggml.token_type
@@ -53,6 +53,7 @@ LLAMA3_WORDS = (
 SPLIT_LLAMA3 = {"type": "Split", "pattern": {"Regex": LLAMA3_WORDS}, "behavior": "Isolated", "invert": False}
 SINGLE_DIGITS = {"type": "Digits", "individual_digits": True}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2_WORDS = BYTES | {"use_regex": True}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 PREFIX_AND_SPACES = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
 
@@ -79,7 +80,6 @@ class PreTokenizer:
 
 
 LLAMA3 = PreTokenizer("gpt2", None, {"type": "Sequence", "pretokenizers": [SPLIT_LLAMA3, BYTES]}, ignore_merges=True)
-GPT2_WORDS = BYTES | {"use_regex": True}
 #: By tokenizer.ggml.pre; SentencePiece files are known by tokenizer.ggml.model and have the row "llama".
 PRE_TOKENIZERS = {
     "llama-bpe": LLAMA3,
@@ -120,10 +120,10 @@ class Tokenizer:
             if name.endswith("_token_id") and (type(fields[name]) is not int or not 0 <= fields[name] < len(vocab)):
                 raise _refusal(name, f"{fields[name]!r:.80} is not an id from 0 to {len(vocab) - 1}")
         # A byte is text whatever its type says: files of 2.5 mark "!", which they pad with, as control.
-        pieces = {token: id for token, id in vocab.items() if types[id] == NORMAL or token in self._bytes}
+        pieces = {text: number for text, number in vocab.items() if types[number] == NORMAL or text in self._bytes}
         self.vocab_size = len(vocab)
         #: The tokens that text never becomes (control, user-defined, unknown, unused), with their ids.
-        self.special = {token: id for token, id in vocab.items() if token not in pieces}
+        self.special = {text: number for text, number in vocab.items() if text not in pieces}
         self._special_ids = frozenset(self.special.values())
 
         if self._sentencepiece and "merges" not in fields:
@@ -134,7 +134,9 @@ class Tokenizer:
         self.space_prefix = self._sentencepiece and fields.get("add_space_prefix") is not False
         self._inner = row.build(pieces, merges, self.space_prefix)
         # At a "!" marked as control the original tokenizer cuts the text, so that "!!" is two tokens in 2.5.
-        cuts = [text for text, id in pieces.items() if len(text) == 1 and text.isascii() and types[id] != NORMAL]
+        cuts = [
+            text for text, number in pieces.items() if len(text) == 1 and text.isascii() and types[number] != NORMAL
+        ]
         self._inner.add_tokens([tokenizers.AddedToken(text, normalized=False) for text in cuts])
 
     @classmethod
@@ -150,6 +152,8 @@ class Tokenizer:
             return cls(_fields_of_json(_read_json(Path(path))))
         except ModelFileError as error:
             raise ModelFileError(f"{path}: {error}") from None
+        except RecursionError:
+            raise ModelFileError(f"{path}: this is no tokenizer.json: it is nested too deeply") from None
 
     def to_gguf(self, bos: str | None = None, eos: str | None = None) -> dict[str, tuple[str, Any]]:
         """The metadata tokenizer.ggml.* with its GGUF types. `bos` and `eos` are texts: no tokenizer.json has them."""
@@ -161,10 +165,8 @@ class Tokenizer:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            code = f"U+{ord(text[error.start]):04X}"
-            raise InputError(
-                f"character {error.start} of the text, {code}, is half a pair; give valid Unicode"
-            ) from None
+            place, code = error.start, ord(text[error.start])
+            raise InputError(f"U+{code:04X} at {place} is half of a surrogate pair; valid Unicode is wanted") from None
         return self._inner.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int], shown: AbstractSet[int] = frozenset()) -> str:
@@ -272,11 +274,10 @@ def _merges(merges: Any, pieces: Mapping[str, int]) -> list[tuple[str, str]]:
         raise _refusal("merges", f"an array of strings is wanted, not {merges!r:.80}")
     pairs = []
     for number, merge in enumerate(merges):
-        match merge.split(" ") if isinstance(merge, str) else ():
-            case [left, right] if left in pieces and right in pieces and left + right in pieces:
-                pairs.append((left, right))
-            case _:
-                raise _refusal("merges", f"merge {number}, {merge!r:.80}, does not make one text token of two")
+        left, _, right = str(merge).partition(" ")
+        if not (left in pieces and right in pieces and left + right in pieces):
+            raise _refusal("merges", f"merge {number}, {merge!r:.80}, does not make one text token of two")
+        pairs.append((left, right))
     return pairs
 
 
@@ -303,7 +304,7 @@ def _read_json(path: Path) -> dict:
         spec = json.loads(text, object_hook=_with_offsets)
     except OSError as error:
         raise ModelFileError(f"the file cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelFileError(f"this is no JSON: {error}") from None
     if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
         raise ModelFileError("a JSON object with an object `model` is wanted")
@@ -314,20 +315,27 @@ def _with_offsets(part: dict) -> dict:
     return part | {"trim_offsets": True} if part.get("type") == "ByteLevel" else part  # has no effect on ids
 
 
+def _rules_of_json(spec: dict, model: dict) -> tuple[str, PreTokenizer]:
+    """The row of PRE_TOKENIZERS, and its name, whose rules are all those of this tokenizer.json."""
+    affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
+    if model.get("type") == "BPE" and not any(affixes):
+        kind = "llama" if model.get("byte_fallback") else "gpt2"
+        rules = PreTokenizer(kind, spec.get("normalizer"), spec.get("pre_tokenizer"), bool(model.get("ignore_merges")))
+        for name, row in PRE_TOKENIZERS.items():
+            if row == rules:
+                return name, row
+    raise ModelFileError(f"model, normalizer and pre_tokenizer are not those of {', '.join(PRE_TOKENIZERS)}")
+
+
 def _fields_of_json(spec: dict) -> dict[str, Any]:
     """The metadata that a GGUF file of the same tokenizer has."""
     model, added = spec["model"], spec.get("added_tokens", [])
-    kind = "llama" if model.get("byte_fallback") else "gpt2"
-    rules = PreTokenizer(kind, spec.get("normalizer"), spec.get("pre_tokenizer"), bool(model.get("ignore_merges")))
-    name = next((name for name, row in PRE_TOKENIZERS.items() if row == rules), None)
-    affixes = model.get("continuing_subword_prefix"), model.get("end_of_word_suffix")
-    if model.get("type") != "BPE" or name is None or any(affixes):
-        raise ModelFileError(f"model, normalizer and pre_tokenizer are not those of {', '.join(PRE_TOKENIZERS)}")
+    name, row = _rules_of_json(spec, model)
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list) or not isinstance(added, list):
         raise ModelFileError("an object model.vocab and arrays model.merges and added_tokens are wanted")
-
-    bytes_of_text = byte_pieces(kind) if kind == "llama" else {}
+    sentencepiece = row.model == "llama"
+    bytes_of_text = byte_pieces("llama") if sentencepiece else {}
     entries = [(text, token_id, BYTE if text in bytes_of_text else NORMAL) for text, token_id in vocab.items()]
     for token in added:
         if not isinstance(token, dict):
@@ -343,13 +351,13 @@ def _fields_of_json(spec: dict) -> dict[str, Any]:
     # Ids left free get a token that nothing becomes, named as llama.cpp's converter names them.
     rows = [placed.get(token_id, (f"[PAD{token_id}]", UNUSED)) for token_id in range(max(placed, default=-1) + 1)]
     fields = {
-        "model": kind,
-        "pre": "default" if kind == "llama" else name,
+        "model": row.model,
+        "pre": "default" if sentencepiece else name,
         "tokens": [text for text, _ in rows],
         "token_type": np.array([token_type for _, token_type in rows], np.int32),
         "merges": [" ".join(map(str, merge)) if isinstance(merge, list) else merge for merge in merges],
     }
-    if kind == "llama":
+    if sentencepiece:
         # llama.cpp reads no merges here, it takes the pair with the best score: the earlier the merge, the better.
         rank = {str(merge).replace(" ", ""): number for number, merge in reversed(list(enumerate(fields["merges"])))}
         fields["scores"] = np.array([-rank.get(text, len(rank)) for text in fields["tokens"]], np.float32)

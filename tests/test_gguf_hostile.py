@@ -1,4 +1,4 @@
-"""Files that are damaged, hostile, or not GGUF at all. Every one is refused with ModelFileError and a sentence that helps.
+"""Files that are damaged, hostile, or not GGUF at all: each is refused with ModelFileError and a sentence that helps.
 
 The ids (m01 ...) are those of the project's table of known failures of systems like this one.
 """
@@ -96,6 +96,9 @@ LYING_LENGTHS = {
     "string of 2^63 bytes": raw.gguf([raw.key("k", raw.STR, raw.string("", length=HUGE))]),
     "string of 2^64 - 1 bytes": raw.gguf([raw.key("k", raw.STR, raw.string("", length=(1 << 64) - 1))]),
     "string of 60 MB": raw.gguf([raw.key("k", raw.STR, raw.string("x", length=60_000_000))]),
+    "last string of an array, 100 bytes": raw.gguf(
+        [raw.key("k", raw.ARR, struct.pack("<IQ", raw.STR, 1) + raw.string("x", length=100))]
+    ),
     "key of 2^63 bytes": raw.gguf([raw.string("k", length=HUGE) + bytes(12)]),
     "tensor name of 2^63 bytes": raw.gguf([], [raw.string("w", length=HUGE) + bytes(32)]),
     "2^31 dimensions": raw.gguf([], [raw.entry("w", [8], n_dims=1 << 31)], bytes(32)),

@@ -511,7 +511,7 @@ def test_unknown_names_are_refused_with_the_known_ones(llama3, names):
         (b"version https://git-lfs.github.com/spec/v1", "no JSON"),
         (b"\xff\xfe", "no JSON"),
         (b'{"model": ', "no JSON"),
-        (b"[" * 200_000, "no JSON"),
+        (b"[" * 200_000, "nested too deeply"),
         (b"9" * 5000, "no JSON"),
         (b"[]", "an object `model`"),
         (b'{"model": []}', "an object `model`"),

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from handlens.cpu.vision import VisionTower, grid_positions, patch_position_ids
+from handlens.cpu.vision import VisionTower
 from handlens.errors import InputError
 from handlens.gguf.names import fix_ffn_names, to_gguf_vision
+from handlens.positions import grid_positions, patch_position_ids
 from tests import tiny
 
 
@@ -27,7 +28,7 @@ def test_ids_equal_the_original_for_every_count(side):
 
 
 def test_ids_are_exact_fractions_but_for_known_counts():
-    """floor(70 i / n), which llama.cpp computes, is the same for most counts; the others matter for `grid_2d` there."""
+    """floor(70 i / n), which llama.cpp computes, is the same for most counts; `grid_2d` follows that one."""
     different = {}
     for count in range(1, 101):
         moved = np.flatnonzero(patch_position_ids("masked_1d", 1, count, 0, 70) != 70 * np.arange(count) // count)
@@ -37,10 +38,12 @@ def test_ids_are_exact_fractions_but_for_known_counts():
     assert different == {25: 4, 49: 4, 50: 6, 55: 4, 58: 1, 77: 1, 82: 1, 86: 1, 94: 1, 98: 7, 100: 5}
 
 
-def test_true_grid_uses_the_rule_on_both_axes():
-    ids = patch_position_ids("grid_2d", 25, 37, 2000, 70).reshape(25, 37)
-    np.testing.assert_array_equal(ids // 70, np.repeat(original_ids(25, 70)[:, None], 37, axis=1))
-    np.testing.assert_array_equal(ids % 70, np.repeat(original_ids(37, 70)[None], 25, axis=0))
+def test_true_grid_ids_are_exact_fractions_of_both_axes():
+    """As llama.cpp has them, also where the published rounding differs (25) and past the table (100)."""
+    for rows, cols in [(25, 37), (32, 32), (1, 1), (100, 10), (1, 1000)]:
+        ids = patch_position_ids("grid_2d", rows, cols, 2000, 70)
+        wanted = [70 * (70 * y // rows) + 70 * x // cols for y in range(rows) for x in range(cols)]
+        assert ids.tolist() == wanted
 
 
 def test_reference_mode_spreads_one_row_over_the_longest_slice():

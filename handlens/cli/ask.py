@@ -2,15 +2,14 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from handlens.cli.opening import answer, notices, open_chat, open_pictures
-from handlens.cli.options import ModelOptions, SamplingOptions
-from handlens.cli.terminal import put
+from handlens.cli.opening import answer, is_cut, notices, open_chat, open_pictures, tell_if_cut
+from handlens.cli.options import ModelOptions, SamplingOptions, System
+from handlens.cli.terminal import print_streamed, put
 
 if TYPE_CHECKING:
     from handlens.chat import Chat
@@ -24,8 +23,6 @@ Examples:
   handlens ask before.png "What has changed?" --image after.png
   curl -s https://example.org/cat.jpg | handlens ask - "What breed is it?" --json
 """
-
-System = Annotated[str, typer.Option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")]
 
 
 def ask_once(
@@ -46,37 +43,27 @@ def ask_once(
 
     The same question gets the same answer, unless another --seed is given.
     """
+    started = time.perf_counter()
     paths = [image, *(more or [])]
     params = sampling.params()
     pictures = open_pictures(paths, model_options)
     chat = open_chat(model_options)
-    started = time.perf_counter()
+    loaded = time.perf_counter()
     msgs = [{"role": "user", "content": [*pictures, question]}]
     inputs = chat.prepare(msgs, params, system_prompt=system)
-    if as_json:
-        counter = chat.generator = Counted(chat.generator)
-        text, first = "", None
-        for piece in answer(chat, inputs, params):
-            first = first or time.perf_counter()
-            text += piece
-        times = {"seconds_to_first_text": first - started, "seconds": time.perf_counter() - started}
-        facts = {"answer": text, **about(chat, inputs, paths), "answer_tokens": counter.count}
-        facts |= {name: round(value, 3) for name, value in times.items()}
-        put(json.dumps(facts | {"notices": notices(chat.model)}, ensure_ascii=False) + "\n")
+    if not as_json:
+        print_streamed(answer(chat, inputs, params), [])
+        tell_if_cut(chat, params, model_options)
         return
-    print_streamed(answer(chat, inputs, params))
-
-
-def print_streamed(pieces: Iterator[str]) -> None:
-    """Prints the pieces as they come, and ends the line even if they break off."""
-    written = False
-    try:
-        for piece in pieces:
-            put(piece)
-            written = True
-    finally:
-        if written:
-            put("\n")
+    text, first = "", None
+    for piece in answer(chat, inputs, params):
+        first = first or time.perf_counter()
+        text += piece
+    times = {"load": loaded, "first_text": first, "end": time.perf_counter()}
+    facts = {"answer": text, **about(chat, inputs, paths), "answer_tokens": chat.generator.count}
+    facts |= {"cut_off": is_cut(chat, params), "notices": notices(chat.model)}
+    facts |= {f"seconds_to_{what}": round(when - started, 3) for what, when in times.items()}
+    put(json.dumps(facts, ensure_ascii=False) + "\n")
 
 
 def about(chat: "Chat", inputs: "Inputs", paths: list[Path]) -> dict[str, Any]:
@@ -105,17 +92,3 @@ def about(chat: "Chat", inputs: "Inputs", paths: list[Path]) -> dict[str, Any]:
         "image_tokens": sum(image["tokens"] for image in images),
         "prompt_tokens": len(inputs.input_ids),
     }
-
-
-class Counted:
-    """A generator of answers that counts the tokens it passes on."""
-
-    def __init__(self, generator):
-        self.generator = generator
-        self.count = 0
-
-    def generate(self, *request) -> Iterator[int]:
-        """The ids of the answer."""
-        for token in self.generator.generate(*request):
-            self.count += 1
-            yield token

@@ -11,7 +11,7 @@ from handlens.cli.terminal import tell, working
 if TYPE_CHECKING:
     from PIL import Image
 
-    from handlens.chat import Chat
+    from handlens.chat import Chat, Generator
     from handlens.decode import Limits
     from handlens.engine.sampling import SamplingParams
     from handlens.processor import Inputs
@@ -47,6 +47,7 @@ def open_chat(options: ModelOptions) -> "Chat":
             position_mode=options.position_mode and options.position_mode.value,
             limits=limits(options),
         )
+    chat.generator = Counted(chat.generator)
     if not options.quiet:
         for notice in notices(chat.model):
             tell(f"handlens: {notice}")
@@ -78,3 +79,29 @@ def answer(chat: "Chat", inputs: "Inputs", params: "SamplingParams") -> Iterator
         first = next(pieces, "")
     yield first
     yield from pieces
+
+
+class Counted:
+    """A generator of answers that counts the tokens of the latest one."""
+
+    def __init__(self, generator: "Generator"):
+        self.generator = generator
+        self.count = 0
+
+    def generate(self, *request) -> Iterator[int]:
+        """The ids of the answer."""
+        self.count = 0
+        for token in self.generator.generate(*request):
+            self.count += 1
+            yield token
+
+
+def is_cut(chat: "Chat", params: "SamplingParams") -> bool:
+    """Whether the latest answer broke off because it had as many tokens as were allowed."""
+    return chat.generator.count >= params.max_new_tokens
+
+
+def tell_if_cut(chat: "Chat", params: "SamplingParams", options: ModelOptions) -> None:
+    """Says so if the latest answer is not complete."""
+    if is_cut(chat, params) and not options.quiet:
+        tell(f"handlens: the answer was cut off after {params.max_new_tokens} tokens; --max-new-tokens allows more")

@@ -36,7 +36,14 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
 
 #: Takes effect when it is parsed, before or after the command's name; commands only declare it.
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
+Mmproj = Annotated[
+    Path | None,
+    typer.Option("--mmproj", metavar="PATH", help="Projector file. Default: the only one beside the language file."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on standard error.")]
+System = Annotated[
+    str, typer.Option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +59,7 @@ class ModelOptions:
             help="Language file (GGUF), folder with one, or a name below $HANDLENS_MODELS. Default: the shipped model.",
         ),
     ] = None
-    mmproj: Annotated[
-        Path | None,
-        typer.Option("--mmproj", metavar="PATH", help="Projector file. Default: the only one beside the language file."),
-    ] = None
+    mmproj: Mmproj = None
     context_length: Annotated[
         int | None,
         typer.Option(metavar="N", help="Most tokens of prompt and answer together. Default: what the model can."),
@@ -63,7 +67,8 @@ class ModelOptions:
     position_mode: Annotated[
         PositionMode | None,
         typer.Option(
-            metavar="|".join(POSITION_MODES), help="How patches are numbered in the vision tower. Default: the model's own."
+            metavar="|".join(POSITION_MODES),
+            help="How patches are numbered in the vision tower. Default: the model's own.",
         ),
     ] = None
     max_pixels: Annotated[
@@ -109,7 +114,9 @@ class SamplingOptions:
         if len(ways) > 1:
             raise InputError("--greedy and --beams exclude each other; give one of them")
         if idle := [f"--{name.replace('_', '-')}" for name in drawing if ways and name in given]:
-            raise InputError(f"{', '.join(idle)} do nothing with {ways[0]}, which draws nothing; leave one or the other")
+            raise InputError(
+                f"{', '.join(idle)} do nothing with {ways[0]}, which draws nothing; leave one or the other"
+            )
         if self.greedy:
             return SamplingParams.greedy(max_new_tokens=self.max_new_tokens, **given)
         if self.beams is not None:

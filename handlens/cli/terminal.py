@@ -1,13 +1,13 @@
 """What the program says: answers on standard output, everything else on standard error.
 
-A terminal obeys the control characters that it is sent, and an answer may hold any that a picture talked the model into.
-So they are replaced on their way to a terminal; a file or a pipe gets the text as it is.
+A terminal obeys the control characters that it is sent, and a picture may talk the model into writing some. So they are
+replaced on their way to a terminal; a file or a pipe gets the text as it is.
 """
 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
@@ -38,6 +38,17 @@ def put_raw(text: str) -> None:
         # The interpreter flushes once more at its end, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(CLOSED_PIPE) from None
+
+
+def print_streamed(pieces: Iterable[str], said: list[str]) -> None:
+    """Prints the pieces as they come and adds them to `said`; ends the line, even if the pieces break off."""
+    try:
+        for piece in pieces:
+            said.append(piece)
+            put(piece)
+    finally:
+        if said:
+            put("\n")
 
 
 def tell(message: str) -> None:

@@ -6,49 +6,15 @@ have the names of mmproj files, with `ffn_up` the layer that widens and `ffn_dow
 D width of the tower or of the resampler.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import reference
 from handlens.errors import InputError, ModelFileError
-
-
-def patch_position_ids(mode: str, rows: int, cols: int, longest: int, side: int) -> np.ndarray:
-    """The row of the position table, which is side x side, for each patch of a slice of rows x cols patches.
-
-    Mode `reference` numbers `longest` patches, the padding that follows a slice's own patches among them: there are as
-    many as in the longest slice of the request. The modes are explained at `config.POSITION_MODES`.
-    """
-    if mode == "grid_2d":
-        return (side * _buckets(rows, side)[:, None] + _buckets(cols, side)).ravel()
-    return _buckets(longest if mode == "reference" else rows * cols, side)
-
-
-def _buckets(count: int, side: int) -> np.ndarray:
-    """For each i < count, which of `side` equal parts of [0, 1) holds i / count, as Idefics2 computes it.
-
-    That is floor(side * i / count) but for roundings, which move some i that lie on an edge (count 1036, a common one)
-    to the part below. The step is a float32 there because the count is a tensor.
-    """
-    step = float(np.float32(1) / np.float32(count))
-    fractions = _torch_arange(0.0, 1 - 1e-6, step)
-    return np.searchsorted(_torch_arange(1 / side, 1.0, 1 / side), fractions, side="right")
-
-
-def _torch_arange(start: float, end: float, step: float) -> np.ndarray:
-    """torch.arange(start, end, step) as float32, bit for bit as on x86.
-
-    There eight numbers are made at a time: the first is rounded to float32, the others are added to it in double and
-    rounded again. That holds for whole pairs of eights; the rest is computed one by one and rounded once.
-    """
-    count = math.ceil((end - start) / step)
-    i = np.arange(count)
-    first = (start + step * (i // 8 * 8)).astype(np.float32).astype(np.float64)
-    return np.where(i < count // 16 * 16, first + step * (i % 8), start + step * i).astype(np.float32)
+from handlens.positions import grid_positions, patch_position_ids
 
 
 class VisionTower:
@@ -168,27 +134,6 @@ class Resampler:
         read = ops.attention(self.queries, k.reshape(heads), v.reshape(heads))  # [Q, H, d]
         out = ops.linear(read.reshape(self.config.query_num, -1), *w["attn.out"])
         return ops.linear(ops.layer_norm(out, *w["ln_post"], eps), *w["proj"])
-
-
-def grid_positions(rows: int, cols: int, width: int) -> np.ndarray:
-    """The sin-cos positions [rows * cols, width] of a grid, row by row.
-
-    The first half of a vector tells the column and the second half the row; either is its sines, then its cosines.
-    """
-    positions = np.empty((rows, cols, 2, width // 2), np.float32)
-    positions[:, :, 0] = _axis_positions(cols, width // 4)
-    positions[:, :, 1] = _axis_positions(rows, width // 4)[:, None]
-    return positions.reshape(rows * cols, width)
-
-
-@lru_cache(maxsize=8)  # two grids an image, and an axis of the longest slice takes 8 MB
-def _axis_positions(count: int, quarter: int) -> np.ndarray:
-    """The sines and cosines [count, 2 * quarter] of 0 .. count - 1 under falling frequencies, in float32."""
-    frequencies = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float32) / np.float32(quarter))
-    angles = np.outer(np.arange(count, dtype=np.float32), frequencies)
-    positions = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    positions.flags.writeable = False
-    return positions
 
 
 def _with_bias(modules: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

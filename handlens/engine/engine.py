@@ -109,7 +109,7 @@ class Engine:
             if not len(request.live[0].unread):
                 self._advance(request, rows)
 
-    def _forward(self, sequences: Sequence[Sequence]) -> np.ndarray:
+    def _forward(self, sequences: list[Sequence]) -> np.ndarray:
         pieces = [sequence.unread[:PREFILL_CHUNK] for sequence in sequences]
         logits = self.backend.forward(pieces, [sequence.cache for sequence in sequences])
         for sequence, piece in zip(sequences, pieces):

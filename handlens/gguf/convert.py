@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from handlens.config import ModelConfig
-from handlens.cpu.vision import grid_positions
 from handlens.gguf.blocks import Tensor
 from handlens.gguf.keys import language_metadata, projector_metadata
 from handlens.gguf.names import to_gguf_language, to_gguf_vision
 from handlens.gguf.writer import write_gguf
+from handlens.positions import grid_positions
 from handlens.tokenizer import Tokenizer
 
 #: The chat format as the template text that other programs read from the file; handlens itself never runs templates.

@@ -1,0 +1,80 @@
+"""`handlens info`: what a model file is, what it needs, and what is wrong with it."""
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from handlens.cli.options import Debug, Mmproj
+from handlens.cli.terminal import put, put_raw
+from handlens.errors import HandlensError
+
+EXAMPLES = """
+\b
+Examples:
+  handlens info                              the shipped model, and this machine
+  handlens info ggml-model-Q4_K_M.gguf       with the mmproj file beside it
+  handlens info mmproj-model-f16.gguf        a projector alone
+  handlens info models/minicpm --json
+
+\b
+Exit codes:
+  0  the files can be used; known faults, if any, are corrected and listed as notices
+  2  they cannot, and the faults are listed
+"""
+
+
+def describe(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="FILE_OR_FOLDER", help="A model. Default: the shipped one.")
+    ] = None,
+    *,
+    mmproj: Mmproj = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a model file is: family, sizes, block types, memory needed, and its faults."""
+    from handlens.cli.examine import examine
+
+    program = about_program() if path is None else {}
+    try:
+        report = program | examine(path, mmproj)
+    except HandlensError as error:
+        if not as_json:
+            raise
+        report = program | {"files": [], "usable": False, "faults": [str(error)], "notices": []}
+    if as_json:
+        put(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+    else:
+        from handlens.cli.info_table import tables
+
+        put_raw(tables(report))
+    if not report["usable"]:
+        raise typer.Exit(2)
+
+
+def about_program() -> dict[str, Any]:
+    """Versions, and what computes on this machine."""
+    import numpy as np
+
+    import handlens
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    return {
+        "handlens": handlens.__version__,
+        "python": platform.python_version(),
+        "cpu": f"{cpu_name()}, {cores} cores",
+        "arithmetic": f"numpy {np.__version__} with {blas}, float32",
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,47 @@
+"""The page docs/cli.md: the help of every command, as the program prints it.
+
+python -m handlens.cli.reference > docs/cli.md
+"""
+
+import typer
+
+from handlens.cli import WIDTH, app
+
+HEAD = """\
+# The command line
+
+Made by `python -m handlens.cli.reference`; a test fails when it is out of date.
+"""
+
+EXIT_CODES = """\
+## Exit codes
+
+| code | meaning |
+|---|---|
+| 0 | done |
+| 1 | an error that handlens did not expect; `--debug` shows where |
+| 2 | options, images, messages or model files that cannot be used; one line on standard error says why |
+| 130 | stopped with Ctrl-C |
+| 141 | whoever read standard output went away |
+
+Standard output carries answers and nothing else. Notices, progress and errors go to standard error; progress only to a
+terminal. Control characters in an answer are replaced on a terminal and kept in a file or a pipe.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    root = typer.main.get_command(app)
+    top = typer.Context(root, info_name="handlens", terminal_width=WIDTH, **root.context_settings)
+    contexts = [top]
+    for name, command in root.commands.items():
+        contexts.append(typer.Context(command, parent=top, info_name=name, terminal_width=WIDTH))
+    parts = [HEAD]
+    for context in contexts:
+        text = "\n".join(line.rstrip() for line in context.get_help().splitlines())
+        parts.append(f"## {context.command_path}\n\n```text\n{text.strip()}\n```\n")
+    return "\n".join([*parts, EXIT_CODES])
+
+
+if __name__ == "__main__":
+    print(page(), end="")
