@@ -446,6 +446,8 @@ def test_projector_layouts(official):
 
 def test_ffn_names_are_mended_by_shape(official):
     swapped = {name: Tensor.from_array(array) for name, array in names.to_gguf_vision(official).items()}
+    language = names.to_gguf_language(official, HEADS, KV_HEADS)
+    assert names.fix_ffn_names(language, VISION_WIDTH, VISION_FFN) == language  # its ffn names are others' business
     natural = names.fix_ffn_names(swapped, VISION_WIDTH, VISION_FFN)
     assert set(natural) == set(swapped)
     for n in range(LAYERS):

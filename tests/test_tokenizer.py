@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Library
 
 from handlens.errors import InputError, ModelFileError
-from handlens.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, StreamDecoder, Tokenizer
+from handlens.tokenizer import StreamDecoder, Tokenizer
+from handlens.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED
 from tests.multilingual import lines
 
 SPECIAL = ["<|begin_of_text|>", "<|end_of_text|>", "<unk>", "<|eot_id|>", "<image>", "</image>", "<slice>", "</slice>"]

@@ -43,7 +43,7 @@ def write_language(
 def write_projector(
     path: Path, config: ModelConfig, official: Mapping[str, np.ndarray], type: str = "F16", positions: str = "F32"
 ) -> None:
-    """Writes the projector file: matrices and the patch kernel as `type`, everything else as F32.
+    """Writes the projector file: matrices as `type`, the patch kernel as F16, everything else as F32.
 
     The table `resampler.pos_embed_k` is derived from sizes alone and not read by handlens; llama.cpp insists on it.
     `positions` is its type.
@@ -64,8 +64,9 @@ def _tokenizer_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, 
 
 
 def _typed(arrays: Mapping[str, np.ndarray], type: str) -> dict[str, Tensor]:
-    """Matrices and kernels with the given type; vectors, queries and position tables stay F32."""
+    """Matrices with the given type, kernels as F16 (llama.cpp knows no other); vectors and queries stay F32."""
+    types = {2: type, 4: "F16"}
     return {
-        name: Tensor.from_array(array, type if array.ndim >= 2 and name.endswith(".weight") else "F32")
+        name: Tensor.from_array(array, types.get(array.ndim, "F32") if name.endswith(".weight") else "F32")
         for name, array in arrays.items()
     }

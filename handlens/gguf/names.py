@@ -184,12 +184,12 @@ def from_gguf_vision(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def fix_ffn_names(tensors: Mapping[str, Any], hidden: int, intermediate: int) -> dict[str, Any]:
-    """The tensors of a projector file with the ffn names by role: `ffn_up` is fc1 (hidden -> intermediate), `ffn_down`
-    is fc2. Values are anything that has a `shape`, rows first.
+    """The tensors with the ViT's ffn names by role: `ffn_up` is fc1 (hidden -> intermediate), `ffn_down` is fc2.
 
-    Where the two widths are equal, shapes cannot tell; the names are taken as swapped, which llama.cpp does too.
+    Values are anything that has a `shape`, rows first. Other tensors, also a language model's, stay as they are. Where
+    the two widths are equal, shapes cannot tell; the names are taken as swapped, which llama.cpp does too.
     """
-    layers = {name.removesuffix(".ffn_down.weight") for name in tensors if name.endswith(".ffn_down.weight")}
+    layers = {match[1] for name in tensors if (match := re.fullmatch(r"(v\.blk\.\d+)\.ffn_down\.weight", name))}
     swapped = {layer for layer in layers if tensors[f"{layer}.ffn_down.weight"].shape == (intermediate, hidden)}
     for layer in sorted(layers - swapped):
         shape = tensors[f"{layer}.ffn_down.weight"].shape
