@@ -37,15 +37,15 @@ def load(
 ) -> "Chat":
     """A model, ready to be asked. Without a path it is the one that ships with handlens.
 
-    `model` is a GGUF file, a folder with one, or a folder with safetensors in the official layout; `mmproj` the projector
-    file, looked for beside the model when it is not given. `context_length` defaults to what the model was made for;
-    `position_mode` to the family's (see docs/faithfulness.md).
+    `model` is a GGUF file, a folder with one, or a folder with safetensors in the official layout; `mmproj` is the
+    projector file, looked for beside the model when it is not given. `context_length` defaults to what the model was
+    made for, `position_mode` to the family's (see docs/faithfulness.md).
     """
     return Chat(load_model(model, mmproj, position_mode=position_mode), context_length=context_length, limits=limits)
 
 
 class Chat:
-    """One loaded model with the methods to ask it. Safe to use from many threads: their answers are computed together."""
+    """One loaded model and the methods to ask it. Many threads may ask at once; their answers are computed together."""
 
     def __init__(self, model: LoadedModel, *, context_length: int | None = None, limits: Limits = Limits()):
         self.model = model

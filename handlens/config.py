@@ -1,7 +1,7 @@
 """What a checkpoint is: the family table and the sizes of one model.
 
-Two rules. Checkpoint configs are read tolerantly (what is not known is kept or ignored, what is needed is named when it
-is missing); options that a user gives are strict. Nothing about a model is guessed from a path: query count, widths, the
+Two rules. Checkpoint configs are read tolerantly (what is not known is left alone, what is needed is named when it is
+missing); options that a user gives are strict. Nothing about a model is guessed from a path: query count, widths, the
 dropped layer, position mode, slicing, template and token names are data here.
 
 Facts: spec of MiniCPM-Llama3-V 2.5 and MiniCPM-V 2.0 as published (config.json of both model repositories).
@@ -15,10 +15,11 @@ from typing import Any
 from handlens.errors import InputError, ModelFileError
 
 #: How the vision tower numbers its patches in the learned 70 x 70 position table.
-#: `reference`  one row of ids spread over the longest slice of the request, padding patches take part: what the original
-#:              2.5 code computes. A slice's features depend on the longest slice beside it.
+#: `reference`  one row of ids spread over the longest slice of the request, and padding patches take part: what the
+#:              original 2.5 code computes. A slice's features depend on the longest slice beside it.
 #: `masked_1d`  the same ids over the slice's own length, no padding: independent of the other slices.
-#: `grid_2d`    the true (row, column) of each patch, exactly as llama.cpp computes it for every version; our small models.
+#: `grid_2d`    the true (row, column) of each patch, exactly as llama.cpp computes it for every version; our small
+#:              models.
 POSITION_MODES = ("reference", "masked_1d", "grid_2d")
 
 

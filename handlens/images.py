@@ -152,8 +152,8 @@ def cut(image: Image.Image, options: SliceOptions, mean: Sequence[float], std: S
 def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture at another size, widths first and heights second, each rounded to 8 bits.
 
-    The original was fed by Pillow 10.1, which does it in that order. Since version 12 Pillow begins with the heights where
-    that is faster, and pixels differ by up to six levels. Asked for one axis at a time, all versions agree.
+    The original was fed by Pillow 10.1, which does it in that order. Since version 12 Pillow begins with the heights
+    where that is faster, and pixels differ by up to six levels. Asked for one axis at a time, all versions agree.
     """
     width, height = size
     bicubic = Image.Resampling.BICUBIC

@@ -69,7 +69,6 @@ class Processor:
                 f"the request holds {len(images)} image(s), but only a language file is loaded; "
                 "give the projector (mmproj) file as well"
             )
-        check_request(images, self.limits)
         return [plan_slices(*image.size, self.config.slices) for image in images]
 
     def _encode(self, parts: Sequence[Part], plans: Sequence[SlicePlan]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -141,6 +140,7 @@ def read_messages(msgs: Any, limits: Limits = Limits()) -> tuple[list[Message], 
             if isinstance(found, Image.Image):
                 parts.append(ImageSlot(len(images)))
                 images.append(found)
+                check_request(images, limits)  # after each, so that a request of too many is never in memory as a whole
             else:
                 parts.append(found)
         messages.append(Message(msg["role"], tuple(parts)))

@@ -102,7 +102,7 @@ def _joined(parts: Iterable[str | ImageSlot]) -> list[str | ImageSlot]:
 
 
 def _trimmed(parts: list[str | ImageSlot]) -> list[str | ImageSlot]:
-    """The parts without white space at either end. An image is not white space, so text beside one keeps its newline."""
+    """The parts without white space at either end. Text beside an image, which is none, keeps its newline."""
     parts = list(parts)
     while parts and isinstance(parts[0], str):
         parts[0] = parts[0].lstrip()

@@ -1,4 +1,4 @@
-"""Generation on the device side equals transformers' `generate` on the same tiny model, and streams keep their promises."""
+"""Generation equals transformers' `generate` on the same tiny model, and streams keep their promises."""
 
 import threading
 
@@ -32,8 +32,8 @@ def llama(tiny_model):
         eos_token_id=None,
     )
     model = LlamaForCausalLM(config).eval()
-    weights = {k.removeprefix("llm."): torch.from_numpy(v) for k, v in tiny_model.official.items() if k.startswith("llm.")}
-    model.load_state_dict(weights)
+    official = {name: torch.from_numpy(array) for name, array in tiny_model.official.items()}
+    model.load_state_dict({n.removeprefix("llm."): t for n, t in official.items() if n.startswith("llm.")})
     return model
 
 

@@ -9,8 +9,8 @@ import handlens
 
 ROOT = Path(handlens.__file__).parent
 
-#: What a module may import of handlens, by the first part of its name below the package: the floors of the house. A name
-#: with a dot is one module of a folder. Doors may import everything but each other.
+#: What a module may import of handlens, by the first part of its name below the package: the floors of the house.
+#: Doors may import everything but each other.
 FLOORS = {
     "errors": set(),
     "config": {"errors"},
@@ -42,7 +42,8 @@ def imported(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" if node.module == "handlens" else node.module for alias in node.names}
+            top = node.module == "handlens"
+            names |= {f"handlens.{alias.name}" for alias in node.names} if top else {node.module}
     return names
 
 

@@ -24,6 +24,7 @@ from handlens.config import (
 )
 from handlens.gguf.convert import write_language, write_projector
 from handlens.tokenizer import Tokenizer
+from handlens.vocabulary import LLAMA3_WORDS
 from tests.multilingual import lines
 
 SPECIAL = [
@@ -47,8 +48,6 @@ SPECIAL = [
     "</slice>",
 ]
 
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
 
 @cache
 def tokenizer_json(vocab_size: int = 1024) -> str:
@@ -56,7 +55,7 @@ def tokenizer_json(vocab_size: int = 1024) -> str:
     tokenizer = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(LLAMA3_WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -82,7 +82,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if settings.debug:
             traceback.print_exc()
-        if isinstance(error, HandlensError):
+        if isinstance(error, HandlensError | OSError):
             tell(f"handlens: {error}")
             return BAD_INPUT
         hint = "" if settings.debug else " Run it again as `handlens --debug ...` to see where."

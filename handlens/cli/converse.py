@@ -104,9 +104,9 @@ class Conversation:
         """Prints the answer and remembers the turn. A turn without any answer is left out."""
         turn = {"role": "user", "content": [*self.pictures, question]}
         self.pictures = []
-        inputs = self.chat.prepare([*self.messages, turn], self.params, system_prompt=self.system)
         said: list[str] = []
         try:
+            inputs = self.chat.prepare([*self.messages, turn], self.params, system_prompt=self.system)
             print_streamed(answer(self.chat, inputs, self.params), said)
             tell_if_cut(self.chat, self.params, self.options)
         except KeyboardInterrupt:

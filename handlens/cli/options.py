@@ -115,7 +115,7 @@ class SamplingOptions:
             raise InputError("--greedy and --beams exclude each other; give one of them")
         if idle := [f"--{name.replace('_', '-')}" for name in drawing if ways and name in given]:
             raise InputError(
-                f"{', '.join(idle)} do nothing with {ways[0]}, which draws nothing; leave one or the other"
+                f"{ways[0]} draws nothing, so it cannot go with {', '.join(idle)}; leave one or the other out"
             )
         if self.greedy:
             return SamplingParams.greedy(max_new_tokens=self.max_new_tokens, **given)

@@ -65,7 +65,7 @@ def replacing(path: Path) -> Iterator[TextIO]:
     """A new text file that takes the place of `path` when the block ends well, and vanishes when it does not."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -20,7 +20,7 @@ EXIT_CODES = """\
 |---|---|
 | 0 | done |
 | 1 | an error that handlens did not expect; `--debug` shows where |
-| 2 | options, images, messages or model files that cannot be used; one line on standard error says why |
+| 2 | what was given cannot be used, or the output cannot be written; one line on standard error says why |
 | 130 | stopped with Ctrl-C |
 | 141 | whoever read standard output went away |
 

@@ -16,7 +16,7 @@ DENSE_BYTES = 1 << 30
 
 
 class CpuBackend:
-    """Implements `backend.Backend` in numpy. `language` and `vision` are the tensors by the names of GGUF files, with the
+    """Implements `backend.Backend` in numpy. `language` and `vision` are tensors by the names of GGUF files, with the
     vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
 
     def __init__(self, config: ModelConfig, language: Mapping[str, Tensor], vision: Mapping[str, Tensor] | None = None):

@@ -1,9 +1,9 @@
 """Beam search: a strategy on the same decoder and caches as sampling.
 
-Reference: transformers `generation/utils.py` `_beam_search` with `early_stopping=False`, whose rules decide which of two
-equally good looking answers wins, so they are kept exactly: (1 + stops) * beams candidates a step, of which an ended one
+Reference: transformers `generation/utils.py` `_beam_search` with `early_stopping=False`, whose rules decide which of
+two equally good looking answers wins, so they are kept exactly: of (1 + stops) * beams candidates a step, an ended one
 counts only among the first `beams`; scores are sums of penalised log-probabilities, divided by length ** length_penalty
-once ended; the search ends when `beams` answers have ended and the best running one is not better than the worst of them.
+once ended; the search ends when `beams` have ended and the best running one is no better than the worst of them.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ class Candidate:
 
 
 class BeamSearch:
-    """The state of one search. `running` are the beams that want another token, best first; `ended` those with a score.
+    """The state of one search. `running` are the beams that want another token, best first; `ended` have a score.
 
     Its answer is certain only at the end, so `certain` stays empty until then.
     """
@@ -37,7 +37,7 @@ class BeamSearch:
         self.certain: deque[int] = deque()
 
     def advance(self, logits: np.ndarray) -> list[tuple[int, int]]:
-        """Takes the logits [running, V]; (parent, next id) of each beam that goes on, nothing when the search is over."""
+        """Takes the logits [running, V]; (parent, next id) of each beam that goes on, nothing at the end."""
         beams = self.params.num_beams
         length = len(self.running[0].ids) + 1
         last = length >= self.params.max_new_tokens

@@ -24,7 +24,7 @@ class ImageCache:
         self.lock = threading.Lock()
 
     def encode(self, images: tuple[SlicedImage, ...], progress: Progress | None = None) -> list[np.ndarray]:
-        """The vectors of each image of one request, [slices * Q, D] float32; only what is not remembered is computed."""
+        """The vectors of each image of one request, [slices * Q, D] float32; what is remembered is not computed."""
         longest = max(rows * cols for image in images for rows, cols in image.plan.tgt_sizes)
         keys = [self._key(image, longest) for image in images]
         found = {key: self._recall(key) for key in keys}

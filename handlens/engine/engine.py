@@ -17,7 +17,7 @@ from handlens.engine.sampling import Sampling, SamplingParams
 from handlens.errors import ModelFileError
 from handlens.processor import Inputs
 
-#: Prompts are read in pieces of this many positions, so that their activations stay small and other streams keep moving.
+#: Prompts are read in pieces of this many positions: their activations stay small, and other streams keep moving.
 PREFILL_CHUNK = 512
 
 

@@ -1,7 +1,7 @@
 """How an answer is generated (`SamplingParams`) and how one next token is chosen from logits.
 
 The order of operations is that of transformers' `generate`: repetition penalty, temperature, top-k, top-p, draw.
-As in the original `chat()`, which starts from embeddings, the penalty looks at generated tokens only, not at the prompt.
+The penalty looks at generated tokens only: the original `chat()` starts from embeddings, so it knows no prompt ids.
 """
 
 import math

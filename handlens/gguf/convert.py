@@ -12,15 +12,16 @@ import numpy as np
 from handlens.config import ModelConfig
 from handlens.gguf.blocks import Tensor
 from handlens.gguf.keys import language_metadata, projector_metadata
-from handlens.gguf.names import to_gguf_language, to_gguf_vision
-from handlens.gguf.writer import write_gguf
+from handlens.gguf.names import POSITION_TABLE, to_gguf_language, to_gguf_vision
+from handlens.gguf.writer import DeferredTensor, write_gguf
 from handlens.positions import grid_positions
 from handlens.tokenizer import Tokenizer
 
 #: The chat format as the template text that other programs read from the file; handlens itself never runs templates.
 LLAMA3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 
@@ -45,7 +46,7 @@ def write_projector(
 ) -> None:
     """Writes the projector file: matrices as `type`, the patch kernel as F16, everything else as F32.
 
-    The table `resampler.pos_embed_k` is derived from sizes alone and not read by handlens; llama.cpp insists on it.
+    The table POSITION_TABLE is derived from sizes alone and not read by handlens; llama.cpp insists on it.
     `positions` is its type.
     """
     metadata = projector_metadata(config.family, config.vision, config.resampler, config.slices)
@@ -53,7 +54,7 @@ def write_projector(
     tensors = _typed(to_gguf_vision(official), type)
     side = config.vision.position_side
     table = grid_positions(side, side, config.resampler.embed_dim)
-    tensors["resampler.pos_embed_k"] = Tensor.from_array(table, positions)
+    tensors[POSITION_TABLE] = _deferred(table, positions)
     write_gguf(path, metadata, tensors)
 
 
@@ -63,10 +64,15 @@ def _tokenizer_metadata(config: ModelConfig, tokenizer: Tokenizer) -> dict[str, 
     return tokenizer.to_gguf(bos=names.bos, eos=end_of_turn)
 
 
-def _typed(arrays: Mapping[str, np.ndarray], type: str) -> dict[str, Tensor]:
-    """Matrices with the given type, kernels as F16 (llama.cpp knows no other); vectors and queries stay F32."""
+def _typed(arrays: Mapping[str, np.ndarray], type: str) -> dict[str, DeferredTensor]:
+    """Matrices with the given type, kernels as F16 (llama.cpp knows no other); vectors and queries stay F32. Each is
+    made when it is written, so that a large model is never in memory twice."""
     types = {2: type, 4: "F16"}
     return {
-        name: Tensor.from_array(array, types.get(array.ndim, "F32") if name.endswith(".weight") else "F32")
+        name: _deferred(array, types.get(array.ndim, "F32") if name.endswith(".weight") else "F32")
         for name, array in arrays.items()
     }
+
+
+def _deferred(array: np.ndarray, type: str) -> DeferredTensor:
+    return DeferredTensor(type, array.shape, lambda: Tensor.from_array(array, type))
