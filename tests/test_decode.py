@@ -17,8 +17,9 @@ import pytest
 from PIL import Image, ImageOps
 
 import handlens
-from handlens.decode import MAX_SCANS, Limits, check_request, decode, decode_base64, open_image
+from handlens.decode import Limits, check_request, decode, decode_base64, open_image
 from handlens.errors import ImageError, InputError
+from handlens.image_files import MAX_SCANS
 
 # A warning of Pillow that reaches a user is a failure too.
 pytestmark = pytest.mark.filterwarnings("error")

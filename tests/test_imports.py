@@ -14,7 +14,8 @@ ROOT = Path(handlens.__file__).parent
 FLOORS = {
     "errors": set(),
     "config": {"errors"},
-    "decode": {"errors"},
+    "image_files": set(),
+    "decode": {"errors", "image_files"},
     "images": {"config", "errors"},
     "positions": set(),
     "prompts": {"config", "errors"},
