@@ -1,9 +1,8 @@
 """The five image formats that are accepted, told apart by their first bytes, each with a small reader.
 
-A reader walks the file before Pillow sees it. It finds the size, so that limits hold before anything is decoded, and the
-EXIF data; and it leaves out what no picture needs (text, profiles, thumbnails, more images), so that Pillow never
-inflates or parses it. A ValueError, IndexError or struct.error from a reader means a damaged file, as one from Pillow
-does.
+A reader walks the file before Pillow sees it. It finds the size, so that limits hold before anything is decoded, and
+the EXIF data; and it leaves out what no picture needs (text, profiles, thumbnails, more images), so that Pillow never
+inflates or parses it. A ValueError, IndexError or struct.error from one means a damaged file, as one from Pillow does.
 """
 
 import re
