@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import handlens
 from handlens.chat import load
@@ -23,6 +25,7 @@ from handlens.cli.reference import page
 from handlens.cli.terminal import harmless
 from handlens.engine.sampling import SamplingParams
 from handlens.gguf import GGUFFile, write_gguf
+from tests import tiny
 
 PROGRAM = [sys.executable, "-m", "handlens"]
 SHORT = ["--max-new-tokens", "12"]
@@ -81,7 +84,7 @@ def test_ask_prints_the_answer_and_nothing_else(cli, chat, model, pictures):
 
 def test_an_answer_that_is_cut_off_says_so_on_standard_error(cli, model, pictures):
     _, _, told = cli("ask", pictures[1], "What?", *model, *SHORT)
-    assert told == "handlens: the answer was cut off after 12 tokens; --max-new-tokens allows more\n"
+    assert told == "handlens: the answer was cut off after 12 tokens; --max-new-tokens N allows more\n"
 
 
 def test_the_same_question_gets_the_same_answer_and_another_seed_another_one(cli, model, pictures):
@@ -177,7 +180,7 @@ def test_the_shipped_model_says_that_its_answers_mean_nothing(cli, pictures):
     [
         ("ask {image}.missing What? {model}", "there is no file"),
         ("ask {text} What? {model}", "not in a format that is accepted"),
-        ("ask {image} What? --model nowhere", "no file or folder nowhere"),
+        ("ask {image} What? --model nowhere", "nowhere"),
         ("ask {image} What? --model {text}", "not a GGUF file"),
         ("ask {image} What? --mmproj {text}", "without a model"),
         ("ask {image} What? {model} --temperature -1", "temperature is -1.0"),
@@ -194,7 +197,7 @@ def test_the_shipped_model_says_that_its_answers_mean_nothing(cli, pictures):
         ("chat {image}.missing {model}", "there is no file"),
         ("read {image} {model} --max-new-tokens 0", "max_new_tokens is 0"),
         ("read {image} {model} --out {image}.missing/page.md", "there is no folder"),
-        ("info nowhere", "no file or folder nowhere"),
+        ("info nowhere", "nowhere"),
         ("dance", "dance"),
     ],
 )
@@ -312,12 +315,18 @@ def test_new_starts_over_and_system_changes_the_instructions(chat, model):
     assert plain != guided
 
 
+SHOW_CURSOR = "\x1b[?25h"
+
+
 class Terminal:
     """A program on a pseudo-terminal of its own."""
 
     def __init__(self, command: list[str], stdout=None, **environment):
-        pty = pytest.importorskip("pty")
+        pty, termios = pytest.importorskip("pty"), pytest.importorskip("termios")
         self.near, far = pty.openpty()
+        modes = termios.tcgetattr(far)
+        modes[3] |= termios.NOFLSH  # Ctrl-C would throw away what the program has just said
+        termios.tcsetattr(far, termios.TCSANOW, modes)
         self.process = subprocess.Popen(
             command,
             stdin=far,
@@ -376,6 +385,7 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_not_the_conversation(model, t
     terminal.wait_for("> ")
     terminal.type("Tell me everything.\n")
     terminal.wait_for("everything.\r\n")
+    terminal.wait_for(SHOW_CURSOR)  # the end of the progress bar
     terminal.wait_for_more(20)  # part of an answer
     terminal.type("\x03")
     terminal.wait_for("(stopped)")
@@ -406,7 +416,7 @@ def test_progress_is_shown_on_a_terminal_only_and_leaves_it_as_it_was(chat, mode
     assert terminal.close() == 0
     assert out == chat.reply([user(pictures[0], "What?")], GREEDY) + "\n"
     assert "loading the model" in terminal.seen
-    hidden, shown = terminal.seen.rfind("\x1b[?25l"), terminal.seen.rfind("\x1b[?25h")
+    hidden, shown = terminal.seen.rfind("\x1b[?25l"), terminal.seen.rfind(SHOW_CURSOR)
     assert 0 <= hidden < shown
 
 
@@ -456,6 +466,7 @@ def test_read_leaves_the_old_file_when_it_is_stopped(model, pictures, tmp_path):
     end = time.monotonic() + 20
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < end:
         time.sleep(0.01)
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
     assert list(tmp_path.iterdir()) == [out] and out.read_text() == "what was there before"
@@ -511,6 +522,29 @@ def test_info_knows_each_file_alone(cli, tiny_model, tmp_path):
     alone = changed(tiny_model.model, tmp_path / "alone.gguf")
     code, facts = report(cli, alone)
     assert code == 0 and facts["kind"] == "language file alone, which cannot see" and facts["vision"] is None
+
+
+def test_info_knows_a_checkpoint_folder(cli, tiny_model, tmp_path):
+    llm, vision = asdict(tiny_model.config.llm), asdict(tiny_model.config.vision)
+    del llm["head_dim"]
+    named = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    config = {
+        **llm,
+        "model_type": "minicpmv",
+        "version": "2.5",
+        "query_num": 96,
+        "drop_vision_last_layer": False,
+        "batch_vision_input": True,
+        "slice_config": {"scale_resolution": 112, "max_slice_nums": 9},
+        "vision_config": {name: vision[name] for name in named} | {"image_size": 980},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text(tiny.tokenizer_json())
+    save_file(tiny_model.official, tmp_path / "model.safetensors")
+    code, facts = report(cli, tmp_path)
+    assert code == 0 and facts["faults"] == [] and facts["kind"] == "checkpoint folder in the official layout"
+    pair = report(cli, tiny_model.model)[1]
+    assert all(facts[part] == pair[part] for part in ("family", "language", "vision", "resampler", "slices"))
 
 
 def test_a_corrected_fault_is_a_notice_of_info_and_of_ask(cli, tiny_model, pictures, tmp_path):

@@ -13,6 +13,7 @@ ROOT = Path(handlens.__file__).parent
 #: Doors may import everything but each other.
 FLOORS = {
     "errors": set(),
+    "atomic": set(),
     "config": {"errors"},
     "image_files": set(),
     "decode": {"errors", "image_files"},
@@ -21,7 +22,7 @@ FLOORS = {
     "prompts": {"config", "errors"},
     "vocabulary": {"errors"},
     "tokenizer": {"errors", "vocabulary"},
-    "gguf": {"gguf", "config", "errors", "positions", "tokenizer"},
+    "gguf": {"gguf", "atomic", "config", "errors", "positions", "tokenizer"},
     "checkpoint": {"gguf", "config", "errors"},
     "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
     "backend": {"config", "images"},

@@ -28,6 +28,7 @@ def tables(report: dict[str, Any]) -> str:
     with console.capture() as captured:
         console.print(overview(report))
         for file in report["files"]:
+            console.print(harmless(file["path"]), style="bold", soft_wrap=True)
             console.print(file_table(file))
         for style, label in (("yellow", "notices"), ("red", "faults")):
             for sentence in report[label]:
@@ -86,7 +87,7 @@ def sizes(report: dict[str, Any]) -> Iterable[tuple[str, str]]:
 
 def file_table(file: dict[str, Any]) -> Table:
     """One file: its block types with what they take."""
-    table = Table(title=harmless(file["path"]), title_justify="left", show_footer=True, box=box.SIMPLE)
+    table = Table(show_footer=True, box=box.SIMPLE)
     table.add_column("type", "together")
     for header, total in (
         ("tensors", str(file["tensors"])),

@@ -104,4 +104,4 @@ def is_cut(chat: "Chat", params: "SamplingParams") -> bool:
 def tell_if_cut(chat: "Chat", params: "SamplingParams", options: ModelOptions) -> None:
     """Says so if the latest answer is not complete."""
     if is_cut(chat, params) and not options.quiet:
-        tell(f"handlens: the answer was cut off after {params.max_new_tokens} tokens; --max-new-tokens allows more")
+        tell(f"handlens: the answer was cut off after {params.max_new_tokens} tokens; --max-new-tokens N allows more")

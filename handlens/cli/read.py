@@ -1,14 +1,11 @@
 """`handlens read`: the text in an image as Markdown."""
 
-import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
+from handlens.atomic import replacing
 from handlens.cli.opening import answer, open_chat, open_pictures, tell_if_cut
 from handlens.cli.options import ModelOptions
 from handlens.cli.terminal import print_streamed
@@ -54,23 +51,7 @@ def transcribe(
     if out is None:
         print_streamed(answer(chat, inputs, params), [])
     else:
-        with replacing(out) as file:
+        with replacing(out, InputError, encoding="utf-8", newline="\n") as file:
             file.writelines(answer(chat, inputs, params))
             file.write("\n")
     tell_if_cut(chat, params, model_options)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[TextIO]:
-    """A new text file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

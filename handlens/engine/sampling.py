@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import PCG64, Generator  # numpy loads it at first use, and a Ctrl-C then would be lost
 
 from handlens.errors import InputError
 
@@ -111,7 +112,7 @@ class Sampling:
     def __init__(self, params: SamplingParams, stop_ids: tuple[int, ...]):
         self.params = params
         self.stop_ids = stop_ids
-        self.rng = np.random.Generator(np.random.PCG64(params.seed))
+        self.rng = Generator(PCG64(params.seed))
         self.ids: list[int] = []
         self.certain: deque[int] = deque()
 

@@ -5,18 +5,16 @@ never sees half a file, and an old file survives every failure. Tensors are writ
 when it is asked for (`DeferredTensor`) costs memory only while it is written.
 """
 
-import contextlib
-import os
 import reprlib
-import secrets
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from handlens.atomic import replacing
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import BLOCKS, Tensor, tensor_bytes
 from handlens.gguf.reader import (
@@ -73,28 +71,12 @@ def write_gguf(
             raise InputError(f"general.alignment says {metadata['general.alignment']}, but alignment is {alignment}")
         metadata["general.alignment"] = ("u32", alignment)
     head = _head(metadata, tensors, alignment)
-    with _replacing(Path(path)) as file:
+    with replacing(Path(path), ModelFileError) as file:
         file.write(head)
         _pad(file, alignment)
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor.data))
             _pad(file, alignment)
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _head(metadata: Mapping, tensors: Mapping, alignment: int) -> bytes:
