@@ -44,7 +44,8 @@ class LlamaCpp:
         params = xllamacpp.CommonParams()
         params.model.path, params.mmproj.path = str(model), str(mmproj)
         params.n_ctx, params.n_parallel, params.verbosity = 4096, 1, 0
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
+        # Its threads wait for each other in busy loops: on a machine that has other work, two are slower than one.
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.warmup = params.fit_params = params.cache_prompt = False
         params.cache_ram_mib = params.n_ctx_checkpoints = 0
         if exact:
@@ -75,7 +76,9 @@ class LlamaCpp:
             "cache_prompt": False,
         }
         got = self._ask("/completion", body)
-        steps = [{top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in got["completion_probabilities"]]
+        steps = [
+            {top["id"]: top["logprob"] for top in step["top_logprobs"]} for step in got["completion_probabilities"]
+        ]
         # A step whose text is not a whole character is left out there; tests/tiny.py makes models that have none.
         if len(steps) != len(got["tokens"]):
             raise RuntimeError(f"llama.cpp gave {len(got['tokens'])} tokens, but probabilities for {len(steps)}")
