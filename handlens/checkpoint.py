@@ -7,7 +7,8 @@ in whatever type they are stored, because numpy has no bfloat16.
 import json
 import math
 import mmap
-import struct
+import os
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,17 @@ from safetensors import SafetensorError, safe_open
 from handlens.config import ModelConfig, official_config
 from handlens.errors import ModelFileError
 from handlens.gguf.blocks import Tensor
-from handlens.gguf.names import fix_ffn_names, to_gguf_language, to_gguf_vision
+from handlens.gguf.names import fix_ffn_names, language_names, to_gguf_language, to_gguf_vision, vision_names
 
 MAX_JSON_BYTES = 16 << 20
-#: The official index has 741 tensors; a header of many more is refused before it is parsed any further.
-MAX_TENSORS = 65_536
-MAX_HEADER_BYTES = 32 << 20
+#: The official index has 741 tensors, and headers take some 120 bytes a tensor.
+MAX_TENSORS = 8192
+MAX_HEADER_BYTES = 1 << 20
+MAX_DIMENSIONS = 4
 
-#: safetensors type -> block type, and the numpy type that carries its bits.
-_TYPES = {"F32": ("F32", np.dtype("<f4")), "F16": ("F16", np.dtype("<f2")), "BF16": ("BF16", np.dtype("<u2"))}
+#: safetensors type -> the numpy type that carries its bits, and that -> block type.
+_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_BLOCK_TYPES = {dtype: name for name, dtype in _TYPES.items()}
 
 #: Files whose format can run code when it is read.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -34,7 +37,8 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder holds. The tensors have the names and the layout of GGUF files, and their stored types."""
+    """What a folder holds. The tensors have the names of GGUF files (ffn names by role), their layout, and their stored
+    types."""
 
     config: ModelConfig
     language: dict[str, Tensor]
@@ -43,50 +47,57 @@ class Checkpoint:
 
 def open_checkpoint(folder: Path, *, position_mode: str | None = None) -> Checkpoint:
     """The checkpoint in a folder; ModelFileError names what is missing or wrong. `position_mode` replaces its own."""
+    files = weight_files(folder)
+    values = read_json(folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
-    config = official_config(
-        read_json(folder / "config.json"), read_json(preprocessor) if preprocessor.exists() else None
-    )
+    config = official_config(values, read_json(preprocessor) if os.path.exists(preprocessor) else None)
     if position_mode is not None:
         config = replace(config, vision=replace(config.vision, position_mode=position_mode))
-    stored = {}
-    for path in weight_files(folder):
-        for name, tensor in read_safetensors(path).items():
-            if name in stored:
-                raise ModelFileError(f"{folder}: tensor {name!r} stands in more than one file")
-            stored[name] = tensor
-    llm = config.llm
-    return Checkpoint(
-        config,
-        _regrouped(
-            stored, ("llm.",), lambda part: to_gguf_language(part, llm.num_attention_heads, llm.num_key_value_heads)
-        ),
-        _regrouped(stored, ("vpm.", "resampler."), to_gguf_vision),
-    )
+    stored: dict[str, np.ndarray] = {}
+    for path in files:
+        tensors = read_safetensors(path)
+        if twice := stored.keys() & tensors.keys():
+            raise ModelFileError(f"{folder}: tensor {min(twice)!r} stands in {path.name} and in another file")
+        stored |= tensors
+    llm, vision = config.llm, config.vision
+    tied = values.get("tie_word_embeddings") is True and "llm.lm_head.weight" not in stored
+    official = language_names(llm.num_hidden_layers, tied=tied) | vision_names(vision.num_hidden_layers)
+    check_names(folder, stored, set(official.values()))
+    language = _as_tensors(to_gguf_language(stored, llm.num_attention_heads, llm.num_key_value_heads))
+    tower = _as_tensors(to_gguf_vision(stored))
+    return Checkpoint(config, language, fix_ffn_names(tower, vision.hidden_size, vision.intermediate_size))
+
+
+def check_names(where: Path, held: Collection[str], wanted: Collection[str]) -> None:
+    """ModelFileError that names the tensors that a file or folder lacks, and those that have no place in the model."""
+    missing, extra = sorted(set(wanted) - set(held)), sorted(set(held) - set(wanted))
+    if missing or extra:
+        problems = [f"lacks {_some(missing)}"] * bool(missing) + [f"holds {_some(extra)} of no known use"] * bool(extra)
+        raise ModelFileError(f"{where} {' and '.join(problems)}; it is incomplete or of another model")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a folder; a folder that has only pickles is refused with the reason."""
     files = sorted(folder.glob("*.safetensors"))
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(path.name for suffix in PICKLE_SUFFIXES for path in folder.glob(f"*{suffix}"))
     if not files and pickles:
         raise ModelFileError(
             f"{folder} holds its weights as pickles ({', '.join(pickles[:3])}), which can run code when they are read; "
             "handlens reads safetensors and GGUF only"
         )
     if not files:
-        raise ModelFileError(f"{folder} holds no *.safetensors files")
+        raise ModelFileError(f"{folder} holds no model: neither a GGUF file nor *.safetensors files")
     return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of bounded size."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelFileError(f"{path} has {path.stat().st_size} bytes; at most {MAX_JSON_BYTES} are accepted")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
+        content = json.loads(_read(path, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -94,70 +105,83 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_safetensors(path: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """Name -> (block type, array in the stored shape): read-only views of the mapped file, bfloat16 as its bits."""
-    header, start = _header(path)
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Name -> array in the stored shape: read-only views of the mapped file, bfloat16 as its bits."""
+    header, start = _read_header(path)
     try:
-        with safe_open(path, framework="numpy") as checked:
-            names = set(checked.keys())
+        with safe_open(path, framework="numpy"):
+            pass  # opening is the check
+        with path.open("rb") as file:
+            data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelFileError(f"{path} is not a sound safetensors file: {error}") from None
-    with path.open("rb") as file:
-        data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     tensors = {}
     for name, entry in header.items():
-        if name not in names:  # the __metadata__ of strings
-            continue
         if entry["dtype"] not in _TYPES:
-            raise ModelFileError(f"{path}: tensor {name!r} holds {entry['dtype']}; {', '.join(_TYPES)} are read")
-        kind, dtype = _TYPES[entry["dtype"]]
-        first, last = entry["data_offsets"]
-        tensors[name] = kind, data[start + first : start + last].view(dtype).reshape(entry["shape"])
+            raise ModelFileError(f"{path}: tensor {name!r:.200} holds {entry['dtype']}; {', '.join(_TYPES)} are read")
+        shape, (first, last) = entry["shape"], entry["data_offsets"]
+        if not 1 <= len(shape) <= MAX_DIMENSIONS or 0 in shape:
+            raise ModelFileError(
+                f"{path}: tensor {name!r:.200} has shape {shape}; from 1 to {MAX_DIMENSIONS} dimensions are wanted, "
+                "none of them 0"
+            )
+        tensors[name] = data[start + first : start + last].view(_TYPES[entry["dtype"]]).reshape(shape)
     return tensors
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file and where its data starts; duplicate names are refused, which JSON allows."""
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries of a safetensors file by name, and where its data start.
+
+    The library takes the last of two entries with one name; here they are refused.
+    """
+    head = _read(path, math.inf, 8 + MAX_HEADER_BYTES)
+    if head.startswith(b"version https://git-lfs"):
+        raise ModelFileError(
+            f"{path} is a Git LFS pointer, the note that stands for the file in a repository; fetch the file with "
+            "`git lfs pull`"
+        )
+    length = int.from_bytes(head[:8], "little")
+    if not 2 <= length <= len(head) - 8:
+        raise ModelFileError(
+            f"{path} is not a sound safetensors file: its header should have {length} bytes; from 2 to "
+            f"{max(len(head) - 8, 2)} fit or are accepted"
+        )
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(8)
-            length = struct.unpack("<Q", head)[0] if len(head) == 8 else math.inf
-            if length > min(size - 8, MAX_HEADER_BYTES):
-                raise ModelFileError(
-                    f"{path} is not a sound safetensors file: its header says {length} bytes, the file has {size} and "
-                    f"at most {MAX_HEADER_BYTES} are accepted"
-                )
-            text = file.read(int(length))
-    except OSError as error:
-        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from None
-    if text.count(b'"data_offsets"') > MAX_TENSORS:
-        raise ModelFileError(f"{path} has more than {MAX_TENSORS} tensors")
-    try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        header = json.loads(head[8 : 8 + length].decode(), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path} is not a sound safetensors file: {error}") from None
-    if not isinstance(header, dict):
-        raise ModelFileError(f"{path} is not a sound safetensors file: its header is no JSON object")
-    return header, 8 + int(length)
+    if not isinstance(header, dict) or len(header) > MAX_TENSORS:
+        raise ModelFileError(
+            f"{path} is not a sound safetensors file: its header is no JSON object of at most {MAX_TENSORS} tensors"
+        )
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
+    found = dict(pairs)
+    if len(found) != len(pairs):
         raise ValueError("its header has a name twice")
-    return dict(pairs)
+    return found
 
 
-def _regrouped(stored, prefixes, rename) -> dict[str, Tensor]:
-    """The tensors under `prefixes` with GGUF's names and layout. Renaming permutes and splits but never computes, so it
-    works on arrays of any type; each type goes through on its own."""
-    regrouped = {}
-    part = {name: value for name, value in stored.items() if name.startswith(prefixes)}
-    kinds = {kind for kind, _ in part.values()}
-    for kind in kinds:
-        arrays = rename({name: array for name, (stored_kind, array) in part.items() if stored_kind == kind})
-        for name, array in arrays.items():
-            rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
-            regrouped[name] = Tensor(kind, array.shape, rows.view(np.uint8))
-    return regrouped
+def _read(path: Path, most: float, count: int = -1) -> bytes:
+    """The first `count` bytes of a file, which may have `most` bytes in all."""
+    if not os.path.isfile(path):  # asked before opening, which would wait forever on a named pipe
+        raise ModelFileError(f"there is no file {path}")
+    try:
+        if path.stat().st_size > most:
+            raise ModelFileError(f"{path} has {path.stat().st_size} bytes; at most {most} are accepted")
+        with path.open("rb") as file:
+            return file.read(count)
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """The arrays as tensors of the types that they are stored in; nothing is copied but what was transposed."""
+    tensors = {}
+    for name, array in arrays.items():
+        rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+        tensors[name] = Tensor(_BLOCK_TYPES[array.dtype], array.shape, rows.view(np.uint8))
+    return tensors

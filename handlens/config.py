@@ -7,7 +7,6 @@ dropped layer, position mode, slicing, template and token names are data here.
 Facts: spec of MiniCPM-Llama3-V 2.5 and MiniCPM-V 2.0 as published (config.json of both model repositories).
 """
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,91 +183,211 @@ class ModelConfig:
     notices: tuple[str, ...] = field(default=())
 
 
+#: What a size in a model file may be, lowest and highest, by transformers' names. Files come from strangers: nothing is
+#: allocated or counted from a number outside.
+SIZES = {
+    "hidden_size": (8, 1 << 17),
+    "intermediate_size": (8, 1 << 20),
+    "num_hidden_layers": (1, 1024),
+    "num_attention_heads": (1, 1024),
+    "num_key_value_heads": (1, 1024),
+    "head_dim": (2, 1024),
+    "vocab_size": (1, 1 << 20),
+    "max_position_embeddings": (1, 1 << 24),
+    "query_num": (1, 4096),
+    "patch_size": (4, 64),
+    "image_size": (4, 1 << 16),
+    "scale_resolution": (4, 4096),
+    "max_slice_nums": (1, 64),
+}
+#: The same for numbers that are not whole.
+NUMBERS = {
+    "rms_norm_eps": (1e-12, 0.1),
+    "layer_norm_eps": (1e-12, 0.1),
+    "rope_theta": (1.0, 1e12),
+    "image_mean": (-10.0, 10.0),
+    "image_std": (1e-3, 10.0),
+}
+#: Patches a side that a slice of square shape may have. With more of them no image would pass `images.plan_slices`.
+MAX_PATCHES_A_SIDE = 64
+
+#: Keys of a config.json for which handlens computes one value only. Where a key is missing, that is its meaning too.
+_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "scale_emb": 1, "slice_mode": True}
+_FIXED_VISION = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3}
+
+
 def official_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> ModelConfig:
     """The config of a checkpoint in the official layout, from its config.json (and preprocessor_config.json).
 
+    What the published config.json of 2.5 says has to be said; what it leaves out has the value that the original takes.
     Unknown keys are left alone; keys that name code to run are reported in the notices and never followed.
     """
+    preprocessor = preprocessor or {}
     family = _official_family(values)
-    notices = tuple(
-        f"the checkpoint's {file} names code to run ({key}); handlens runs none and ignores it"
-        for file, content in (("config.json", values), ("preprocessor_config.json", preprocessor or {}))
-        for key in ("auto_map", "custom_pipelines")
-        if key in content
-    )
+    _check_fixed(values, _FIXED, family)
+    hidden, heads = _size(values, "hidden_size"), _size(values, "num_attention_heads")
     llm = LlamaConfig(
-        hidden_size=(hidden := _whole(values, "hidden_size")),
-        intermediate_size=_whole(values, "intermediate_size"),
-        num_hidden_layers=_whole(values, "num_hidden_layers"),
-        num_attention_heads=(heads := _whole(values, "num_attention_heads")),
-        num_key_value_heads=_whole(values, "num_key_value_heads", heads),
-        head_dim=_whole(values, "head_dim", hidden // heads),
-        vocab_size=_whole(values, "vocab_size"),
-        max_position_embeddings=_whole(values, "max_position_embeddings"),
-        rms_norm_eps=float(values.get("rms_norm_eps", 1e-5)),
-        rope_theta=float(_rope(values).get("rope_theta", 10000.0)),
+        hidden_size=hidden,
+        intermediate_size=_size(values, "intermediate_size"),
+        num_hidden_layers=_size(values, "num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=_size(values, "num_key_value_heads", heads),
+        head_dim=_size(values, "head_dim", hidden // heads),
+        vocab_size=_size(values, "vocab_size"),
+        max_position_embeddings=_size(values, "max_position_embeddings"),
+        rms_norm_eps=_number(values, "rms_norm_eps"),
+        rope_theta=_number(_rope(values), "rope_theta"),
     )
-    tower = values.get("vision_config")
-    if not isinstance(tower, Mapping):
-        raise ModelFileError("config.json holds no vision_config; it is not of MiniCPM-Llama3-V 2.5")
-    # Of a batch of slices the original pads all to the longest; slice by slice there is nothing to pad.
-    mode = family.position_mode
-    if mode == "reference" and not values.get("batch_vision_input", True):
-        mode = "masked_1d"
-    cutting = values.get("slice_config") or {}
-    slices = dataclasses.replace(
-        family.slices,
-        scale_resolution=_whole(cutting, "scale_resolution", family.slices.scale_resolution),
-        max_slice_nums=_whole(cutting, "max_slice_nums", family.slices.max_slice_nums),
-        patch_size=_whole(tower, "patch_size", family.slices.patch_size),
-    )
-    dropped = bool(values.get("drop_vision_last_layer", family.drop_vision_last_layer))
-    vision = VisionConfig(
-        hidden_size=_whole(tower, "hidden_size"),
-        intermediate_size=_whole(tower, "intermediate_size"),
-        num_hidden_layers=_whole(tower, "num_hidden_layers") - dropped,
-        num_attention_heads=_whole(tower, "num_attention_heads"),
-        patch_size=slices.patch_size,
-        position_side=_whole(tower, "image_size", 980) // slices.patch_size,
-        position_mode=values.get("vit_position_mode", mode),
-        layer_norm_eps=float(tower.get("layer_norm_eps", 1e-6)),
-    )
-    if hidden % family.resampler_head_dim:
-        raise ModelFileError(f"config.json: hidden_size {hidden} is not a multiple of {family.resampler_head_dim}")
+    check_heads(llm, "config.json")
+    tower = _section(values, "vision_config", family)
+    _check_fixed(tower, _FIXED_VISION, family)
+    cutting = _section(values, "slice_config", family)
+    patch_size = _size(tower, "patch_size")
+    try:
+        vision = VisionConfig(
+            hidden_size=_size(tower, "hidden_size"),
+            intermediate_size=_size(tower, "intermediate_size"),
+            num_hidden_layers=_size(tower, "num_hidden_layers") - _flag(values, "drop_vision_last_layer"),
+            num_attention_heads=_size(tower, "num_attention_heads"),
+            patch_size=patch_size,
+            position_side=_size(tower, "image_size") // patch_size,
+            position_mode=values.get("vit_position_mode", _official_mode(values, family)),
+            layer_norm_eps=_number(tower, "layer_norm_eps", 1e-6),
+            image_mean=_three(preprocessor, "norm_mean", "image_mean"),
+            image_std=_three(preprocessor, "norm_std", "image_std"),
+        )
+        slices = SliceOptions(
+            scale_resolution=_size(cutting, "scale_resolution", family.slices.scale_resolution),
+            max_slice_nums=_size(cutting, "max_slice_nums"),
+            patch_size=patch_size,
+        )
+    except InputError as error:
+        raise ModelFileError(f"config.json: {error}") from None
     resampler = ResamplerConfig(
-        query_num=_whole(values, "query_num", family.query_num),
+        query_num=_size(values, "query_num"),
         embed_dim=hidden,
         kv_dim=vision.hidden_size,
         num_heads=hidden // family.resampler_head_dim,
         query_position=family.query_position,
     )
-    return ModelConfig(family=family, llm=llm, vision=vision, resampler=resampler, slices=slices, notices=notices)
+    notices = tuple(
+        f"the checkpoint's {file} names code to run ({key}); handlens runs none and ignores it"
+        for file, content in (("config.json", values), ("preprocessor_config.json", preprocessor))
+        for key in ("auto_map", "custom_pipelines")
+        if key in content
+    )
+    config = ModelConfig(family=family, llm=llm, vision=vision, resampler=resampler, slices=slices, notices=notices)
+    check_vision(config, "config.json")
+    return config
+
+
+def check_heads(llm: LlamaConfig, where: Any) -> None:
+    """ModelFileError, beginning with `where`, if the attention heads of a language model do not make up its width."""
+    heads, kv_heads = llm.num_attention_heads, llm.num_key_value_heads
+    if heads * llm.head_dim != llm.hidden_size or heads % kv_heads or llm.head_dim % 2:
+        raise ModelFileError(
+            f"{where}: {heads} attention heads of {llm.head_dim} with {kv_heads} key/value heads do not make a width "
+            f"of {llm.hidden_size}"
+        )
+
+
+def check_vision(config: ModelConfig, where: Any) -> None:
+    """ModelFileError, beginning with `where`, if the sizes of the vision side do not go together."""
+    vision, resampler, slices = config.vision, config.resampler, config.slices
+    if vision.num_hidden_layers < 1 or vision.hidden_size % vision.num_attention_heads:
+        raise ModelFileError(
+            f"{where}: a vision tower of {vision.num_hidden_layers} layers, {vision.hidden_size} wide, cannot be run "
+            f"with {vision.num_attention_heads} attention heads"
+        )
+    if resampler.num_heads * config.family.resampler_head_dim != resampler.embed_dim:
+        raise ModelFileError(
+            f"{where}: the resampler is {resampler.embed_dim} wide, which is not a multiple of "
+            f"{config.family.resampler_head_dim}, the width of its heads"
+        )
+    if slices.scale_resolution > MAX_PATCHES_A_SIDE * slices.patch_size:
+        raise ModelFileError(
+            f"{where}: slices of {slices.scale_resolution} pixels have more than {MAX_PATCHES_A_SIDE} patches of "
+            f"{slices.patch_size} a side, so every image, however small, would be scaled beyond what is accepted"
+        )
 
 
 def _official_family(values: Mapping[str, Any]) -> Family:
     named = values.get("handlens_family")
     if named is not None:
-        return family_named(named)
+        if not isinstance(named, str) or named not in FAMILIES:
+            raise ModelFileError(f"config.json is of the family {named!r:.80}; known are {', '.join(FAMILIES)}")
+        return FAMILIES[named]
     if values.get("model_type") != "minicpmv":
-        raise ModelFileError(f"config.json is of a {values.get('model_type')!r} model; 'minicpmv' is wanted")
-    version = str(values.get("version", "2.0"))
+        raise ModelFileError(f"config.json is of a {values.get('model_type')!r:.80} model; 'minicpmv' is wanted")
+    version = values.get("version", "2.0")  # the config.json of 2.0 has no such key
     for family in FAMILIES.values():
-        if family.official_version == version:
+        if version is not None and family.official_version == version:
             return family
-    raise ModelFileError(f"config.json is of MiniCPM-V version {version}, which handlens does not run")
+    raise ModelFileError(f"config.json is of MiniCPM-V version {version!r:.80}, which handlens does not run")
+
+
+def _official_mode(values: Mapping[str, Any], family: Family) -> str:
+    """The position mode: of a batch of slices the original pads all to the longest; one by one none is padded."""
+    if family.position_mode == "reference" and not _flag(values, "batch_vision_input"):
+        return "masked_1d"
+    return family.position_mode
 
 
 def _rope(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """Where `rope_theta` stands: beside the sizes, or in `rope_parameters` as transformers 5 writes it."""
     nested = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kind = nested.get("rope_type", nested.get("type", "default"))
+    kind = nested.get("rope_type", nested.get("type", "default")) if isinstance(nested, Mapping) else nested
     if kind != "default":
-        raise ModelFileError(f"config.json asks for RoPE scaling {kind!r}, which handlens does not compute")
-    return {**nested, **{key: value for key, value in values.items() if key == "rope_theta"}}
+        raise ModelFileError(f"config.json asks for RoPE scaling {kind!r:.80}, which handlens does not compute")
+    return {**nested, **values}
 
 
-def _whole(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    value = values.get(key, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1 << 30:
-        raise ModelFileError(f"config.json: {key} is {value!r}; a whole number above 0 is wanted")
+def _check_fixed(values: Mapping[str, Any], wanted: Mapping[str, Any], family: Family) -> None:
+    for key, value in wanted.items():
+        if values.get(key, value) != value:
+            raise ModelFileError(
+                f"config.json, of {family.title}: {key} is {values[key]!r:.80}; handlens computes {value!r} only"
+            )
+
+
+def _section(values: Mapping[str, Any], key: str, family: Family) -> Mapping[str, Any]:
+    section = values.get(key)
+    if not isinstance(section, Mapping):
+        raise ModelFileError(f"config.json, of {family.title}: {key} is {section!r:.80}; an object of sizes is wanted")
+    return section
+
+
+def _flag(values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if not isinstance(value, bool):
+        raise ModelFileError(f"config.json: {key} is {value!r:.80}; true or false is wanted")
     return value
+
+
+def _size(values: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = values.get(key)
+    value = default if value is None else value
+    low, high = SIZES[key]
+    if type(value) is not int or not low <= value <= high:
+        raise ModelFileError(f"config.json: {key} is {value!r:.80}; a whole number from {low} to {high} is wanted")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = values.get(key, default)
+    low, high = NUMBERS[key]
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise ModelFileError(f"config.json: {key} is {value!r:.80}; a number from {low:g} to {high:g} is wanted")
+    return float(value)
+
+
+def _three(values: Mapping[str, Any], key: str, meaning: str) -> tuple[float, float, float]:
+    """The three numbers of preprocessor_config.json, one a colour; 0.5 each, as published, if there are none."""
+    given = values.get(key, [0.5, 0.5, 0.5])
+    low, high = NUMBERS[meaning]
+    numbers = given if isinstance(given, list) and len(given) == 3 else [None]
+    if not all(type(number) in (int, float) and low <= number <= high for number in numbers):
+        raise ModelFileError(
+            f"preprocessor_config.json: {key} is {given!r:.80}; three numbers from {low:g} to {high:g} are wanted"
+        )
+    return tuple(map(float, given))

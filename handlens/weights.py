@@ -4,24 +4,26 @@ Files are data only: GGUF and safetensors. Pickles are refused, code and templat
 """
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from handlens.checkpoint import PICKLE_SUFFIXES, open_checkpoint
+from handlens.checkpoint import PICKLE_SUFFIXES, check_names, open_checkpoint
 from handlens.config import ModelConfig
 from handlens.cpu.backend import CpuBackend
 from handlens.engine.engine import Engine
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import Tensor
-from handlens.gguf.keys import is_projector, read_config
+from handlens.gguf.keys import holds_projector, is_projector, read_config
 from handlens.gguf.names import POSITION_TABLE, fix_ffn_names, language_names, vision_names
 from handlens.gguf.reader import GGUFFile
 from handlens.tokenizer import Tokenizer
 
 #: Names that are not a path are looked up in the folder that this environment variable names.
 MODELS_VARIABLE = "HANDLENS_MODELS"
+
+#: Factors of RoPE, which some language files hold.
+ROPE_FACTORS = "rope_freqs.weight"
 
 #: What `load()` uses when no model is named.
 DEFAULT_MODEL = "tiny-untrained"
@@ -53,14 +55,20 @@ def load_model(
     files = find_files(model, mmproj)
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
-        backend = CpuBackend(checkpoint.config, checkpoint.language, checkpoint.vision)
-        return LoadedModel(files, checkpoint.config, open_tokenizer(files.model), Engine(backend))
-    language = GGUFFile(files.model)
-    projector = GGUFFile(files.mmproj) if files.mmproj else None
-    config = read_config(language, projector, position_mode=position_mode)
-    tokenizer = Tokenizer.from_gguf(language.metadata)
-    backend = CpuBackend(config, *read_tensors(config, language, projector))
-    return LoadedModel(files, config, tokenizer, Engine(backend))
+        config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
+        tokenizer = open_tokenizer(files.model)
+    else:
+        language = GGUFFile(files.model)
+        projector = GGUFFile(files.mmproj) if files.mmproj else None
+        config = read_config(language, projector, position_mode=position_mode)
+        tensors = read_tensors(config, language, projector)
+        tokenizer = _tokenizer_in(language)
+    if tokenizer.vocab_size != config.llm.vocab_size:
+        raise ModelFileError(
+            f"{files.model}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.llm.vocab_size}; "
+            "they belong to different models"
+        )
+    return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
 
 
 def read_tensors(
@@ -68,31 +76,18 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
     """The tensors of the language model and of the vision side, ffn names by role. Loading is strict: a tensor that is
     missing or has no place in the model is named in a ModelFileError."""
-    layers, tied = config.llm.num_hidden_layers, "output.weight" not in language.tensors
-    wanted = {language: set(language_names(layers, tied=tied))}
-    ignored = {"rope_freqs.weight", POSITION_TABLE}
-    if config.vision is None:
-        _check_names(language, wanted[language], ignored)
-        return language.tensors, None
-    projector = projector or language
-    vision_wanted = set(vision_names(config.vision.num_hidden_layers))
-    wanted[projector] = wanted.get(projector, set()) | vision_wanted
+    tied = "output.weight" not in language.tensors
+    for_language = set(language_names(config.llm.num_hidden_layers, tied=tied))
+    for_vision = set(vision_names(config.vision.num_hidden_layers)) if config.vision else set()
+    wanted = {language: for_language, projector: for_vision} if projector else {language: for_language | for_vision}
     for file, names in wanted.items():
-        _check_names(file, names, ignored)
-    vision = {name: projector.tensors[name] for name in projector.tensors if name in vision_wanted}
-    return language.tensors, fix_ffn_names(vision, config.vision.hidden_size, config.vision.intermediate_size)
-
-
-def _check_names(file: GGUFFile, wanted: set[str], ignored: set[str]) -> None:
-    missing = sorted(wanted - file.tensors.keys())
-    extra = sorted(file.tensors.keys() - wanted - ignored)
-    if missing or extra:
-        problems = [f"lacks {_some(missing)}"] * bool(missing) + [f"holds {_some(extra)} of no known use"] * bool(extra)
-        raise ModelFileError(f"{file.path} {' and '.join(problems)}; it is incomplete or of another model")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        check_names(file.path, file.tensors.keys() - {ROPE_FACTORS, POSITION_TABLE}, names)
+    for_language |= {ROPE_FACTORS} & language.tensors.keys()
+    tensors = {name: language.tensors[name] for name in for_language}
+    if config.vision is None:
+        return tensors, None
+    vision = {name: (projector or language).tensors[name] for name in for_vision}
+    return tensors, fix_ffn_names(vision, config.vision.hidden_size, config.vision.intermediate_size)
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
@@ -100,14 +95,23 @@ def open_tokenizer(path: Path) -> Tokenizer:
     if path.is_dir():
         return Tokenizer.from_file(path / "tokenizer.json")
     with GGUFFile(path) as language:
+        return _tokenizer_in(language)
+
+
+def _tokenizer_in(language: GGUFFile) -> Tokenizer:
+    language.require("tokenizer.ggml.model", str)
+    try:
         return Tokenizer.from_gguf(language.metadata)
+    except ModelFileError as error:
+        raise ModelFileError(f"{language.path}: {error}") from None
 
 
 def find_files(model: str | Path | None = None, mmproj: str | Path | None = None) -> ModelFiles:
     """The files that a name stands for.
 
-    `model`: a GGUF file, a folder that holds one language file, a name below the folder $HANDLENS_MODELS, or None for
-    the shipped default. `mmproj`: a projector file; when it is None, the only one in the model's folder is taken.
+    `model`: a GGUF file, a folder that holds one language file, a folder with a checkpoint in the official layout, the
+    name of one of these below the folder $HANDLENS_MODELS, or None for the shipped default. `mmproj`: a projector file;
+    when it is None, the only one in the model's folder is taken, unless the language file holds the projector itself.
     """
     if model is None:
         if mmproj is not None:
@@ -115,49 +119,67 @@ def find_files(model: str | Path | None = None, mmproj: str | Path | None = None
         folder = Path(str(resources.files("handlens") / "assets"))
         return ModelFiles(folder / f"{DEFAULT_MODEL}.gguf", folder / f"{DEFAULT_MODEL}.mmproj.gguf", is_default=True)
     path = _existing(model)
-    if path.suffix in PICKLE_SUFFIXES:
+    if path.is_dir():
+        if _is_checkpoint(path):
+            if mmproj is not None:
+                raise InputError(f"{path} is a checkpoint with a projector of its own; load it without {mmproj}")
+            return ModelFiles(path, None)
+        languages, _, damaged = _gguf_files(path)
+        path = _only(languages, damaged, path, "language file")
+    elif path.suffix in PICKLE_SUFFIXES:
         raise ModelFileError(
             f"{path} looks like a pickle, which can run code when it is read; give a GGUF file or a safetensors folder"
         )
-    if path.is_dir():
-        if (path / "config.json").exists():
-            return ModelFiles(path, None)
-        path = _only(list(_gguf_files(path, projectors=False)), path, "language file")
     if mmproj is not None:
         return ModelFiles(path, _existing(mmproj))
-    projectors = list(_gguf_files(path.parent, projectors=True))
-    if path in projectors:
-        raise ModelFileError(
-            f"{path} is a projector (mmproj) file; give the language file as the model and this one as mmproj"
-        )
-    return ModelFiles(path, _only(projectors, path.parent, "projector (mmproj)") if projectors else None)
+    with GGUFFile(path) as file:
+        if holds_projector(file) and not is_projector(file):
+            return ModelFiles(path, None)
+    _, projectors, damaged = _gguf_files(path.parent)
+    if not projectors and not damaged:
+        return ModelFiles(path, None)
+    return ModelFiles(path, _only(projectors, damaged, path.parent, "projector (mmproj) file"))
 
 
 def _existing(name: str | Path) -> Path:
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
+    """The path that a name stands for; below $HANDLENS_MODELS no name leads out by `..` or an absolute path."""
+    try:
+        path = Path(os.path.expanduser(name))
+    except ValueError:  # no user can have this name
+        path = Path(name)
     folder = os.environ.get(MODELS_VARIABLE)
-    if folder and not path.is_absolute() and ".." not in path.parts and (Path(folder) / path).exists():
-        return Path(folder) / path
+    below = [Path(folder) / path] if folder and not path.is_absolute() and ".." not in path.parts else []
+    for candidate in [path, *below]:
+        if os.path.exists(candidate):
+            return candidate
     where = f" or below {folder}" if folder else f"; the folder ${MODELS_VARIABLE} is not set"
-    raise InputError(f"there is no file or folder {name}{where}")
+    raise InputError(f"there is no file or folder {str(name)!r}{where}")
 
 
-def _gguf_files(folder: Path, projectors: bool) -> Iterator[Path]:
-    """The GGUF files of a folder that are projectors, or those that are not. Damaged ones are left out."""
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is read as a checkpoint in the official layout; one that holds no model is refused as such."""
+    official = os.path.exists(folder / "config.json") and any(folder.glob("*.safetensors"))
+    return official or not any(folder.glob("*.gguf"))
+
+
+def _gguf_files(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """The language files and the projectors in a folder, and why other GGUF files there cannot be read."""
+    languages, projectors, damaged = [], [], []
     for path in sorted(folder.glob("*.gguf")):
         try:
             with GGUFFile(path) as file:
-                if is_projector(file) == projectors:
-                    yield path
-        except ModelFileError:
-            continue
+                (projectors if is_projector(file) else languages).append(path)
+        except ModelFileError as error:
+            damaged.append(str(error))
+    return languages, projectors, damaged
 
 
-def _only(found: list[Path], folder: Path, kind: str) -> Path:
+def _only(found: list[Path], damaged: list[str], folder: Path, kind: str) -> Path:
     if len(found) == 1:
         return found[0]
-    if not found:
-        raise InputError(f"{folder} holds no GGUF {kind}; name the file itself")
-    raise InputError(f"{folder} holds more than one {kind}: {', '.join(p.name for p in found)}; name the one to use")
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"{folder} holds more than one {kind}: {names}; name the one to use")
+    # A damaged file may be the one that is wanted: better to stop than to answer without it.
+    reasons = f" that can be read ({'; '.join(damaged)})" if damaged else ""
+    raise ModelFileError(f"{folder} holds no GGUF {kind}{reasons}; name the file to use")
