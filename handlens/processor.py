@@ -45,6 +45,10 @@ class Processor:
         self.shown_ids = frozenset(tokenizer.special[name] for name in self.names.shown if name in tokenizer.special)
         if not self.stop_ids:
             tokenizer.id(self.names.stop[0])  # raises the error that names what is missing
+        if config.vision is not None:
+            names = self.names
+            for name in (names.image_open, names.image_close, names.slice_open, names.slice_close, names.filler):
+                tokenizer.id(name)
 
     def __call__(self, msgs: Any, max_tokens: int | None = None) -> Inputs:
         """The inputs of a conversation whose next turn is the assistant's.

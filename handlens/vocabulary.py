@@ -103,7 +103,10 @@ def pre_tokenizer_row(model: Any, pre: Any) -> PreTokenizer:
     row = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
     if row is None or row.model != model:
         known = ", ".join(f"{name} (model {row.model})" for name, row in PRE_TOKENIZERS.items())
-        raise refusal("pre", f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}")
+        raise refusal(
+            "pre" if isinstance(model, str) else "model",
+            f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}",
+        )
     return row
 
 

@@ -99,7 +99,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def _tokenizer_in(language: GGUFFile) -> Tokenizer:
-    language.require("tokenizer.ggml.model", str)
     try:
         return Tokenizer.from_gguf(language.metadata)
     except ModelFileError as error:
@@ -167,7 +166,7 @@ def _gguf_files(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
     languages, projectors, damaged = [], [], []
     for path in sorted(folder.glob("*.gguf")):
         try:
-            with GGUFFile(path) as file:
+            with GGUFFile(path, up_to="general.architecture") as file:
                 (projectors if is_projector(file) else languages).append(path)
         except ModelFileError as error:
             damaged.append(str(error))

@@ -211,8 +211,6 @@ def deinterleave_rows(rows: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _reorder(rows: np.ndarray, heads: int, *split: int) -> np.ndarray:
-    if len(rows) % (2 * heads):
-        raise ModelFileError(f"{len(rows)} rows of a q or k weight cannot be split into {heads} heads of even size")
     return rows.reshape(heads, *split, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -220,6 +218,12 @@ def _by_head(reorder: Callable, tensors: Mapping[str, np.ndarray], q: int, k: in
     """The tensors with q and k of every layer reordered; all have GGUF names."""
     heads = {"attn_q.weight": q, "attn_k.weight": k}
     parts = {name: name.split(".", 2)[-1] for name in tensors}
+    for name, array in tensors.items():
+        if parts[name] in heads and len(array) % (2 * heads[parts[name]]):
+            raise ModelFileError(
+                f"{name}: {len(array)} rows of a q or k weight cannot be split into {heads[parts[name]]} heads of even "
+                "size"
+            )
     return {
         name: reorder(array, heads[parts[name]]) if parts[name] in heads else array for name, array in tensors.items()
     }
