@@ -99,14 +99,12 @@ def refusal(name: str, reason: str) -> ModelFileError:
 
 def pre_tokenizer_row(model: Any, pre: Any) -> PreTokenizer:
     """The row for tokenizer.ggml.model and tokenizer.ggml.pre."""
-    name = model if model == "llama" else pre
-    row = PRE_TOKENIZERS.get(name) if isinstance(name, str) else None
+    named = isinstance(model, str)
+    name = model if named and model == "llama" else pre
+    row = PRE_TOKENIZERS.get(name) if named and isinstance(name, str) else None
     if row is None or row.model != model:
         known = ", ".join(f"{name} (model {row.model})" for name, row in PRE_TOKENIZERS.items())
-        raise refusal(
-            "pre" if isinstance(model, str) else "model",
-            f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}",
-        )
+        raise refusal("pre" if named else "model", f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}")
     return row
 
 
