@@ -104,7 +104,8 @@ def pre_tokenizer_row(model: Any, pre: Any) -> PreTokenizer:
     row = PRE_TOKENIZERS.get(name) if named and isinstance(name, str) else None
     if row is None or row.model != model:
         known = ", ".join(f"{name} (model {row.model})" for name, row in PRE_TOKENIZERS.items())
-        raise refusal("pre" if named else "model", f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}")
+        key = "pre" if named else "model"
+        raise refusal(key, f"{pre!r:.80} with model {model!r:.80} is not known; known are {known}")
     return row
 
 
