@@ -6,10 +6,9 @@ configuration_minicpm.py of the MiniCPM-Llama3-V 2.5 model repository.
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import Idefics2VisionConfig, LlamaConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from handlens.config import ModelConfig, official_config
 
@@ -27,7 +26,7 @@ class MiniCPMVConfig(LlamaConfig):
     """
 
     model_type = "minicpmv"
-    sub_configs_defaults = {"vision_config": SubConfigSpec(Idefics2VisionConfig, optional=True)}
+    sub_configs: ClassVar = {"vision_config": Idefics2VisionConfig}
     # The parallel plans of LlamaConfig name the modules of a bare LlamaModel; `llm` brings its own.
     base_model_tp_plan = None
     base_model_pp_plan = None
@@ -44,6 +43,8 @@ class MiniCPMVConfig(LlamaConfig):
     handlens_family: str | None = None
 
     def __post_init__(self, **kwargs):
+        if isinstance(self.vision_config, dict):
+            self.vision_config = Idefics2VisionConfig(**self.vision_config)
         super().__post_init__(**kwargs)
         # The official file says false, and the original overrides it: without a cache no answer would come in time.
         self.use_cache = True

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
@@ -18,7 +18,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from handlens.checkpoint import read_json, weight_files
+from handlens.checkpoint import check_names, read_json, weight_files
 from handlens.errors import InputError, ModelFileError
 from handlens.model.configuration import MiniCPMVConfig
 from handlens.model.resampler import CrossAttention, Resampler
@@ -55,8 +55,8 @@ class MiniCPMV(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LlamaDecoderLayer", "VisionTower", "Resampler"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "VisionTower", "Resampler"]
+    _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -268,16 +268,11 @@ def check_files(path: Path) -> None:
 
 def check_loading(where: Any, info: Mapping[str, Any]) -> None:
     """ModelFileError that names what a checkpoint lacks, has too much, or has in other shapes."""
-    shapes = [f"{name} ({list(found)}, {list(wanted)} is wanted)" for name, found, wanted in info["mismatched_keys"]]
-    problems = {
-        "lacks": info["missing_keys"],
-        "holds, of no known use,": info["unexpected_keys"],
-        "holds in another shape": shapes,
-    }
-    told = [f"{verb} {_some(sorted(names))}" for verb, names in problems.items() if names]
-    if told:
-        raise ModelFileError(f"{where} {'; '.join(told)}: it is incomplete, damaged or of another model")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    check_names(where, held=info["unexpected_keys"], wanted=info["missing_keys"])
+    if info["mismatched_keys"]:
+        name, found, wanted = min(info["mismatched_keys"])
+        others = len(info["mismatched_keys"]) - 1
+        raise ModelFileError(
+            f"{where}: {name} has shape {list(found)}, its config wants {list(wanted)}"
+            + (f", and so it is with {others} more tensors" if others else "")
+        )

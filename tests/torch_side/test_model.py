@@ -214,15 +214,15 @@ def rewrite(folder, change) -> None:
 
 def test_tensors_that_are_missing_left_over_or_misshapen_are_named(folder):
     rewrite(folder, lambda tensors: tensors.pop("resampler.ln_post.weight"))
-    with pytest.raises(ModelFileError, match=r"lacks resampler\.ln_post\.weight"):
+    with pytest.raises(ModelFileError, match=r"lacks 'resampler\.ln_post\.weight'"):
         MiniCPMV.from_pretrained(folder)
     rewrite(folder, lambda tensors: tensors.update({"resampler.ln_post.weight": torch.zeros(3)}))
-    shapes = re.escape("resampler.ln_post.weight ([3], [256] is wanted)")
-    with pytest.raises(ModelFileError, match=f"another shape {shapes}"):
+    told = re.escape("resampler.ln_post.weight has shape [3], its config wants [256]")
+    with pytest.raises(ModelFileError, match=told):
         MiniCPMV.from_pretrained(folder)
     rewrite(folder, lambda tensors: tensors.update({"resampler.ln_post.weight": torch.zeros(256)}))
     rewrite(folder, lambda tensors: tensors.update({"resampler.extra": torch.zeros(3)}))
-    with pytest.raises(ModelFileError, match=r"no known use, resampler\.extra"):
+    with pytest.raises(ModelFileError, match=r"holds 'resampler\.extra' of no known use"):
         AutoModelForImageTextToText.from_pretrained(folder)
 
 
@@ -382,15 +382,16 @@ def test_a_batch_without_images_touches_the_vision_weights_while_training(traine
     assert torch.equal(trained(**batch, labels=batch["input_ids"]).loss, out.loss)
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # the name that all of 5.x knows
 def test_gradient_checkpointing_gives_the_same_gradients(trained, batch):
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            trained.activation_checkpointing_enable()
+            trained.gradient_checkpointing_enable()
         trained.zero_grad()
         trained(**batch, labels=batch["input_ids"]).loss.backward()
         gradients.append([tensor.grad.clone() for tensor in trained.parameters()])
-    assert trained.is_activation_checkpointing
+    assert trained.is_gradient_checkpointing
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, rtol=0, atol=1e-6)
 
