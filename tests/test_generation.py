@@ -5,9 +5,9 @@ import threading
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.generation import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from benchmarks.parity import transformers_llama
 from handlens.engine.sampling import SamplingParams, probabilities
 from handlens.errors import InputError, ModelFileError
 from tests.multilingual import lines
@@ -15,25 +15,9 @@ from tests.multilingual import lines
 
 @pytest.fixture(scope="session")
 def llama(tiny_model):
-    """transformers' Llama with the official tensors of the tiny model."""
-    sizes = tiny_model.config.llm
-    config = LlamaConfig(
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_hidden_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_key_value_heads,
-        vocab_size=sizes.vocab_size,
-        max_position_embeddings=sizes.max_position_embeddings,
-        rms_norm_eps=sizes.rms_norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": sizes.rope_theta},
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model = LlamaForCausalLM(config).eval()
-    official = {name: torch.from_numpy(array) for name, array in tiny_model.official.items()}
-    model.load_state_dict({n.removeprefix("llm."): t for n, t in official.items() if n.startswith("llm.")})
+    """transformers' Llama with the official tensors of the tiny model; where answers stop is left to each call."""
+    model = transformers_llama(tiny_model.config.llm, tiny_model.official)
+    model.generation_config.bos_token_id = model.generation_config.eos_token_id = None
     return model
 
 
