@@ -1,7 +1,8 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,3 +26,22 @@ def replacing(path: Path, error: type[Exception], **options) -> Iterator[IO]:
         raise error(f"{path} cannot be written: {failure.strerror or failure}") from failure
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def appearing(folder: Path, error: type[Exception]) -> Iterator[Path]:
+    """A new folder that stands at `folder` when the block ends well, and vanishes when it does not.
+
+    Nothing, or an empty folder, may be there before. A failure to write is raised as `error` with the reason.
+    """
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except OSError as failure:
+        raise error(f"{folder} cannot be written: {failure.strerror or failure}") from failure
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

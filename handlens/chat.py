@@ -20,7 +20,8 @@ log = logging.getLogger("handlens")
 
 
 class Generator(Protocol):
-    """Anything that turns inputs into ids; on the device side it is `engine.Engine`."""
+    """Anything that turns inputs into ids: `engine.Engine` on the device side, `model.generator.TorchGenerator` where
+    PyTorch computes."""
 
     def generate(
         self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
@@ -33,19 +34,25 @@ def load(
     *,
     context_length: int | None = None,
     position_mode: str | None = None,
+    backend: str | None = None,
+    device: Any = None,
+    dtype: Any = None,
     limits: Limits = Limits(),
 ) -> "Chat":
     """A model, ready to be asked. Without a path it is the one that ships with handlens.
 
     `model` is a GGUF file, a folder with one, or a folder with safetensors in the official layout; `mmproj` is the
     projector file, looked for beside the model when it is not given. `context_length` defaults to what the model was
-    made for, `position_mode` to the family's (see docs/faithfulness.md).
+    made for, `position_mode` to the family's (see docs/faithfulness.md). `backend="torch"` lets PyTorch compute, and so
+    does a `device` other than "cpu", such as "cuda" (see docs/pytorch.md).
     """
-    return Chat(load_model(model, mmproj, position_mode=position_mode), context_length=context_length, limits=limits)
+    loaded = load_model(model, mmproj, position_mode=position_mode, backend=backend, device=device, dtype=dtype)
+    return Chat(loaded, context_length=context_length, limits=limits)
 
 
 class Chat:
-    """One loaded model and the methods to ask it. Many threads may ask at once; their answers are computed together."""
+    """One loaded model and the methods to ask it. Many threads may ask at once; the device side computes their answers
+    together."""
 
     def __init__(self, model: LoadedModel, *, context_length: int | None = None, limits: Limits = Limits()):
         self.model = model
@@ -146,9 +153,10 @@ class Chat:
         return self
 
     def to(self, device: Any = None, dtype: Any = None) -> "Chat":
-        """This model, which stays on the CPU in the precision of its file; says so if something else was asked for."""
-        if device is not None and str(device) != "cpu":
-            log.warning("this model runs on the CPU; the device %r is not used", str(device))
+        """This model, which stays where it was loaded, in its precision; says so if another device is asked for."""
+        here = self.model.device
+        if device is not None and str(device) not in (here, here.partition(":")[0]):
+            log.warning("this model was loaded to run on %s; load it with device=%r for another", here, str(device))
         return self
 
 

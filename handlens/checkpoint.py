@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from handlens.config import ModelConfig, official_config
+from handlens.config import ModelConfig, Scaling, official_config
 from handlens.errors import ModelFileError
-from handlens.gguf.blocks import Tensor
+from handlens.gguf.blocks import PLAIN, Tensor
+from handlens.gguf.convert import convert, folded_factor
 from handlens.gguf.names import fix_ffn_names, language_names, to_gguf_language, to_gguf_vision, vision_names
 
 MAX_JSON_BYTES = 16 << 20
@@ -26,10 +27,6 @@ MAX_JSON_BYTES = 16 << 20
 MAX_TENSORS = 8192
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 4
-
-#: safetensors type -> the numpy type that carries its bits, and that -> block type.
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-_BLOCK_TYPES = {dtype: name for name, dtype in _TYPES.items()}
 
 #: Files whose format can run code when it is read.
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -47,25 +44,42 @@ class Checkpoint:
 
 def open_checkpoint(folder: Path, *, position_mode: str | None = None) -> Checkpoint:
     """The checkpoint in a folder; ModelFileError names what is missing or wrong. `position_mode` replaces its own."""
+    config, stored = read_checkpoint(folder)
+    if position_mode is not None:
+        config = replace(config, vision=replace(config.vision, position_mode=position_mode))
+    llm, vision = config.llm, config.vision
+    stored = {name: _folded(name, array, config.scaling) for name, array in stored.items()}
+    language = _as_tensors(to_gguf_language(stored, llm.num_attention_heads, llm.num_key_value_heads))
+    tower = fix_ffn_names(
+        _as_tensors(to_gguf_vision(stored, config.family.tower)), vision.hidden_size, vision.intermediate_size
+    )
+    return Checkpoint(replace(config, scaling=Scaling()), language, tower)
+
+
+def _folded(name: str, array: np.ndarray, scaling: Scaling) -> np.ndarray:
+    """The array, or in float32 its product with the factor of the weights of this name."""
+    factor = folded_factor(scaling, name)
+    return array if factor == 1.0 else convert(name, Tensor.from_bits(array), "F32", factor).bits
+
+
+def read_checkpoint(folder: Path) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """The config in a folder and the tensors under their official names, as `read_safetensors` reads them: none is
+    missing, and none is there that the model does not have."""
     files = weight_files(folder)
     values = read_json(folder / "config.json")
     preprocessor = folder / "preprocessor_config.json"
     config = official_config(values, read_json(preprocessor) if os.path.exists(preprocessor) else None)
-    if position_mode is not None:
-        config = replace(config, vision=replace(config.vision, position_mode=position_mode))
     stored: dict[str, np.ndarray] = {}
     for path in files:
         tensors = read_safetensors(path)
         if twice := stored.keys() & tensors.keys():
             raise ModelFileError(f"{folder}: tensor {min(twice)!r} stands in {path.name} and in another file")
         stored |= tensors
-    llm, vision = config.llm, config.vision
     tied = values.get("tie_word_embeddings") is True and "llm.lm_head.weight" not in stored
-    official = language_names(llm.num_hidden_layers, tied=tied) | vision_names(vision.num_hidden_layers)
-    check_names(folder, stored, set(official.values()))
-    language = _as_tensors(to_gguf_language(stored, llm.num_attention_heads, llm.num_key_value_heads))
-    tower = _as_tensors(to_gguf_vision(stored))
-    return Checkpoint(config, language, fix_ffn_names(tower, vision.hidden_size, vision.intermediate_size))
+    language = language_names(config.llm.num_hidden_layers, tied=tied)
+    vision = vision_names(config.vision.num_hidden_layers, config.family.tower)
+    check_names(folder, stored, {*language.values(), *vision.values()})
+    return config, stored
 
 
 def check_names(where: Path, held: Collection[str], wanted: Collection[str]) -> None:
@@ -117,15 +131,15 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise ModelFileError(f"{path} is not a sound safetensors file: {error}") from None
     tensors = {}
     for name, entry in header.items():
-        if entry["dtype"] not in _TYPES:
-            raise ModelFileError(f"{path}: tensor {name!r:.200} holds {entry['dtype']}; {', '.join(_TYPES)} are read")
+        if entry["dtype"] not in PLAIN:  # safetensors and GGUF call them alike
+            raise ModelFileError(f"{path}: tensor {name!r:.200} holds {entry['dtype']}; {', '.join(PLAIN)} are read")
         shape, (first, last) = entry["shape"], entry["data_offsets"]
         if not 1 <= len(shape) <= MAX_DIMENSIONS or 0 in shape:
             raise ModelFileError(
                 f"{path}: tensor {name!r:.200} has shape {shape}; from 1 to {MAX_DIMENSIONS} dimensions are wanted, "
                 "none of them 0"
             )
-        tensors[name] = data[start + first : start + last].view(_TYPES[entry["dtype"]]).reshape(shape)
+        tensors[name] = data[start + first : start + last].view(PLAIN[entry["dtype"]]).reshape(shape)
     return tensors
 
 
@@ -180,8 +194,4 @@ def _read(path: Path, most: float, count: int = -1) -> bytes:
 
 def _as_tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """The arrays as tensors of the types that they are stored in; nothing is copied but what was transposed."""
-    tensors = {}
-    for name, array in arrays.items():
-        rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
-        tensors[name] = Tensor(_BLOCK_TYPES[array.dtype], array.shape, rows.view(np.uint8))
-    return tensors
+    return {name: Tensor.from_bits(array) for name, array in arrays.items()}

@@ -7,8 +7,9 @@ dropped layer, position mode, slicing, template and token names are data here.
 Facts: spec of MiniCPM-Llama3-V 2.5 and MiniCPM-V 2.0 as published (config.json of both model repositories).
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from handlens.errors import InputError, ModelFileError
@@ -19,7 +20,8 @@ from handlens.errors import InputError, ModelFileError
 #: `masked_1d`  the same ids over the slice's own length, no padding: independent of the other slices.
 #: `grid_2d`    the true (row, column) of each patch, exactly as llama.cpp computes it for every version; our small
 #:              models.
-POSITION_MODES = ("reference", "masked_1d", "grid_2d")
+#: `interpolated` no ids: the table itself, a square grid, is resampled to the grid of each slice. 2.0, and only 2.0.
+POSITION_MODES = ("reference", "masked_1d", "grid_2d", "interpolated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,9 @@ class Family:
     template: str  # a row of `prompts.TEMPLATES`
     official_version: str | None = None  # `version` in the official config.json
     drop_vision_last_layer: bool = False
+    tower: str = "idefics2"  # whose names the tensors of the vision tower have in a checkpoint: a row of `names.TOWERS`
+    vision_act: str = "gelu_pytorch_tanh"  # or "gelu", the exact one
+    scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
     position_side: int = 70  # the learned position table is side x side
@@ -91,10 +96,13 @@ FAMILIES = {
             title="MiniCPM-V 2.0",
             minicpmv_version=1,
             query_num=64,
-            position_mode="grid_2d",
+            position_mode="interpolated",
             template="minicpm",
             official_version="2.0",
             drop_vision_last_layer=True,
+            tower="timm",
+            vision_act="gelu",
+            scaled=True,
             query_position=True,
             position_side=27,
             tokens=TokenNames(bos="<s>", stop=("</s>",)),
@@ -139,6 +147,16 @@ class LlamaConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """The factors of MiniCPM's language model (its muP scalings). They follow three linear maps, so weights that are
+    multiplied by them need none: those of GGUF files, and of everything on the device side."""
+
+    embedding: float = 1.0  # of the embeddings of tokens; image vectors are not scaled
+    residual: float = 1.0  # of what every attention and every feed-forward layer adds
+    logits: float = 1.0  # of the hidden state that logits are computed from
+
+
+@dataclass(frozen=True, kw_only=True)
 class VisionConfig:
     """Sizes of the vision tower. `num_hidden_layers` counts the layers that run, a dropped last one not among them."""
 
@@ -149,6 +167,7 @@ class VisionConfig:
     patch_size: int = 14
     position_side: int = 70
     position_mode: str = "reference"
+    hidden_act: str = "gelu_pytorch_tanh"
     layer_norm_eps: float = 1e-6
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -176,11 +195,20 @@ class ModelConfig:
 
     family: Family
     llm: LlamaConfig
+    scaling: Scaling = Scaling()
     vision: VisionConfig | None = None
     resampler: ResamplerConfig | None = None
     slices: SliceOptions = SliceOptions()
     #: Known faults of the files that were corrected while reading, one sentence each, for people.
     notices: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        mode = self.vision and self.vision.position_mode
+        if mode and (mode == "interpolated") != (self.family.position_mode == "interpolated"):
+            raise InputError(
+                f"position mode {mode!r} cannot be that of {self.family.title}, whose own is "
+                f"{self.family.position_mode!r}"
+            )
 
 
 #: What a size in a model file may be, lowest and highest, by transformers' names. Files come from strangers: nothing is
@@ -207,13 +235,30 @@ NUMBERS = {
     "rope_theta": (1.0, 1e12),
     "image_mean": (-10.0, 10.0),
     "image_std": (1e-3, 10.0),
+    "scale_emb": (1e-4, 1e4),
+    "scale_depth": (1e-4, 1e4),
+    "dim_model_base": (1.0, 1 << 17),
 }
 #: Patches a side that a slice of square shape may have. With more of them no image would pass `images.plan_slices`.
 MAX_PATCHES_A_SIDE = 64
 
 #: Keys of a config.json for which handlens computes one value only. Where a key is missing, that is its meaning too.
-_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "scale_emb": 1, "slice_mode": True}
-_FIXED_VISION = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3}
+_FIXED = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "slice_mode": True}
+_FIXED_SCALED = {"tie_word_embeddings": False}  # tied embeddings could not have two factors
+_FIXED_UNSCALED = {"scale_emb": 1}
+
+#: What `vision_encoder` in the config.json of 2.0 stands for, which has no vision_config: a model of timm. Its layers
+#: are those before the last is dropped, its table has the 27 x 27 patches that fit into 384 pixels.
+VISION_ENCODERS = {
+    "vit_so400m_patch14_siglip_384.webli": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "image_size": 384,
+    }
+}
 
 
 def official_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -224,7 +269,7 @@ def official_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] |
     """
     preprocessor = preprocessor or {}
     family = _official_family(values)
-    _check_fixed(values, _FIXED, family)
+    _check_fixed(values, _FIXED | (_FIXED_SCALED if family.scaled else _FIXED_UNSCALED), family)
     hidden, heads = _size(values, "hidden_size"), _size(values, "num_attention_heads")
     llm = LlamaConfig(
         hidden_size=hidden,
@@ -239,9 +284,15 @@ def official_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] |
         rope_theta=_number(_rope(values), "rope_theta"),
     )
     check_heads(llm, "config.json")
-    tower = _section(values, "vision_config", family)
-    _check_fixed(tower, _FIXED_VISION, family)
-    cutting = _section(values, "slice_config", family)
+    notices = tuple(
+        f"the checkpoint's {file} names code to run ({key}); handlens runs none and ignores it"
+        for file, content in (("config.json", values), ("preprocessor_config.json", preprocessor))
+        for key in ("auto_map", "custom_pipelines")
+        if key in content
+    )
+    tower, cutting = _vision_sections(values, family)
+    most = family.slices.max_slice_nums if cutting is values else None  # the class of 2.0 has a default
+    _check_fixed(tower, {"hidden_act": family.vision_act, "num_channels": 3}, family)
     patch_size = _size(tower, "patch_size")
     try:
         vision = VisionConfig(
@@ -252,33 +303,89 @@ def official_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] |
             patch_size=patch_size,
             position_side=_size(tower, "image_size") // patch_size,
             position_mode=values.get("vit_position_mode", _official_mode(values, family)),
+            hidden_act=family.vision_act,
             layer_norm_eps=_number(tower, "layer_norm_eps", 1e-6),
             image_mean=_three(preprocessor, "norm_mean", "image_mean"),
             image_std=_three(preprocessor, "norm_std", "image_std"),
         )
         slices = SliceOptions(
             scale_resolution=_size(cutting, "scale_resolution", family.slices.scale_resolution),
-            max_slice_nums=_size(cutting, "max_slice_nums"),
+            max_slice_nums=_size(cutting, "max_slice_nums", most),
             patch_size=patch_size,
+        )
+        resampler = ResamplerConfig(
+            query_num=_size(values, "query_num"),
+            embed_dim=hidden,
+            kv_dim=vision.hidden_size,
+            num_heads=hidden // family.resampler_head_dim,
+            query_position=family.query_position,
+        )
+        scaling = _scaling(values, llm) if family.scaled else Scaling()
+        config = ModelConfig(
+            family=family, llm=llm, scaling=scaling, vision=vision, resampler=resampler, slices=slices, notices=notices
         )
     except InputError as error:
         raise ModelFileError(f"config.json: {error}") from None
-    resampler = ResamplerConfig(
-        query_num=_size(values, "query_num"),
-        embed_dim=hidden,
-        kv_dim=vision.hidden_size,
-        num_heads=hidden // family.resampler_head_dim,
-        query_position=family.query_position,
-    )
-    notices = tuple(
-        f"the checkpoint's {file} names code to run ({key}); handlens runs none and ignores it"
-        for file, content in (("config.json", values), ("preprocessor_config.json", preprocessor))
-        for key in ("auto_map", "custom_pipelines")
-        if key in content
-    )
-    config = ModelConfig(family=family, llm=llm, vision=vision, resampler=resampler, slices=slices, notices=notices)
     check_vision(config, "config.json")
     return config
+
+
+def official_values(config: ModelConfig) -> dict[str, Any]:
+    """What a config.json says of a config: `official_config` reads the same from it."""
+    family, llm, vision, slices = config.family, config.llm, config.vision, config.slices
+    values = {
+        "model_type": "minicpmv",
+        "architectures": ["MiniCPMV"],
+        "version": family.official_version,
+        "handlens_family": None if family.official_version else family.name,
+        **{field.name: getattr(llm, field.name) for field in fields(llm)},
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "query_num": config.resampler.query_num,
+        "image_size": slices.scale_resolution,
+        "patch_size": vision.patch_size,
+        "drop_vision_last_layer": False,  # `vision` counts the layers that run
+        "batch_vision_input": True,
+        "slice_mode": True,
+        "vit_position_mode": None if vision.position_mode == family.position_mode else vision.position_mode,
+        "slice_config": {
+            "model_type": "minicpmv",
+            "max_slice_nums": slices.max_slice_nums,
+            "scale_resolution": slices.scale_resolution,
+            "patch_size": vision.patch_size,
+        },
+        "vision_config": {
+            "model_type": "idefics2",
+            "hidden_size": vision.hidden_size,
+            "intermediate_size": vision.intermediate_size,
+            "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads,
+            "patch_size": vision.patch_size,
+            "image_size": vision.position_side * vision.patch_size,
+            "hidden_act": vision.hidden_act,
+            "layer_norm_eps": vision.layer_norm_eps,
+        },
+    }
+    if family.scaled:
+        values |= {
+            "scale_emb": config.scaling.embedding,
+            "scale_depth": config.scaling.residual * math.sqrt(llm.num_hidden_layers),
+            "dim_model_base": config.scaling.logits * llm.hidden_size,
+        }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def preprocessor_values(config: ModelConfig) -> dict[str, Any]:
+    """What a preprocessor_config.json says of a config."""
+    return {
+        "max_slice_nums": config.slices.max_slice_nums,
+        "scale_resolution": config.slices.scale_resolution,
+        "patch_size": config.slices.patch_size,
+        "image_feature_size": config.resampler.query_num,
+        "slice_mode": True,
+        "norm_mean": list(config.vision.image_mean),
+        "norm_std": list(config.vision.image_std),
+    }
 
 
 def check_heads(llm: LlamaConfig, where: Any) -> None:
@@ -324,6 +431,27 @@ def _official_family(values: Mapping[str, Any]) -> Family:
         if version is not None and family.official_version == version:
             return family
     raise ModelFileError(f"config.json is of MiniCPM-V version {version!r:.80}, which handlens does not run")
+
+
+def _vision_sections(values: Mapping[str, Any], family: Family) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The sizes of the vision tower and of slices: sections of their own, or as 2.0 has them, a name and beside it."""
+    encoder = values.get("vision_encoder")
+    if family.tower == "timm" and values.get("vision_config") is None and encoder is not None:
+        if not isinstance(encoder, str) or encoder not in VISION_ENCODERS:
+            raise ModelFileError(
+                f"config.json: vision_encoder is {encoder!r:.80}; handlens knows {', '.join(VISION_ENCODERS)}"
+            )
+        return VISION_ENCODERS[encoder], values
+    return _section(values, "vision_config", family), _section(values, "slice_config", family)
+
+
+def _scaling(values: Mapping[str, Any], llm: LlamaConfig) -> Scaling:
+    """The factors as the original computes them from the keys of its config.json."""
+    return Scaling(
+        embedding=_number(values, "scale_emb"),
+        residual=_number(values, "scale_depth") / math.sqrt(llm.num_hidden_layers),
+        logits=_number(values, "dim_model_base") / llm.hidden_size,
+    )
 
 
 def _official_mode(values: Mapping[str, Any], family: Family) -> str:

@@ -14,8 +14,11 @@ def patch_position_ids(mode: str, rows: int, cols: int, longest: int, side: int)
     """The row of the position table, which is side x side, for each patch of a slice of rows x cols patches.
 
     Mode `reference` numbers `longest` patches, the padding that follows a slice's own patches among them: there are as
-    many as in the longest slice of the request. The modes are explained at `config.POSITION_MODES`.
+    many as in the longest slice of the request. Mode `interpolated` numbers the rows of `resampled_table`. For the modes
+    see `config.POSITION_MODES`.
     """
+    if mode == "interpolated":
+        return np.arange(rows * cols)
     if mode == "grid_2d":
         # In whole numbers, as llama.cpp does it. Python code of 2.6 has the roundings of `_buckets` here too.
         return (np.arange(rows)[:, None] * side // rows * side + np.arange(cols) * side // cols).ravel()
@@ -43,6 +46,30 @@ def _torch_arange(start: float, end: float, step: float) -> np.ndarray:
     i = np.arange(count)
     first = (start + step * (i // 8 * 8)).astype(np.float32).astype(np.float64)
     return np.where(i < count // 16 * 16, first + step * (i % 8), start + step * i).astype(np.float32)
+
+
+def resampled_table(table: np.ndarray, rows: int, cols: int) -> np.ndarray:
+    """The position table [side * side, D] of a square grid, resampled to a row for each patch of a slice
+    [rows * cols, D], as timm's `resample_abs_pos_embed` does it: bicubic, smoothed where the grid gets coarser."""
+    side = math.isqrt(len(table))
+    by_row = _resampling(side, rows) @ table.reshape(side, -1)  # [rows, side * D]
+    return (_resampling(side, cols) @ by_row.reshape(rows, side, -1)).reshape(rows * cols, -1)
+
+
+@lru_cache(maxsize=64)
+def _resampling(old: int, new: int) -> np.ndarray:
+    """How much of each of `old` points is in each of `new` ones [new, old]: Keys' cubic with a = -0.5, which is that of
+    torch's `interpolate(mode="bicubic", antialias=True)` and of Pillow."""
+    scale = old / new
+    width = max(scale, 1.0)  # the kernel is stretched where there are fewer points than before
+    centres = scale * (np.arange(new) + 0.5)[:, None]
+    x = np.abs((np.arange(old) + 0.5 - centres) / width)  # [new, old]
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    weights.flags.writeable = False
+    return weights
 
 
 def grid_positions(rows: int, cols: int, width: int) -> np.ndarray:

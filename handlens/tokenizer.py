@@ -10,6 +10,7 @@ becomes byte tokens such as `<0xE2>`; a `▁` that was typed comes back as a spa
 """
 
 import codecs
+import json
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -32,6 +33,7 @@ from handlens.vocabulary import (
     refusal,
     token_ids,
     token_numbers,
+    tokenizer_json,
 )
 
 
@@ -94,6 +96,10 @@ class Tokenizer:
         """The metadata tokenizer.ggml.* with its GGUF types. `bos` and `eos` are texts: no tokenizer.json has them."""
         named = {f"{role}_token_id": self.id(text) for role, text in (("bos", bos), ("eos", eos)) if text is not None}
         return {f"tokenizer.ggml.{name}": (FIELDS[name], value) for name, value in (self._fields | named).items()}
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json with this vocabulary."""
+        return json.dumps(tokenizer_json(self._fields), ensure_ascii=False)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text that is only text: none of them is special, none is put in front or at the end."""

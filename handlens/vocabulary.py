@@ -49,6 +49,15 @@ BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 GPT2_WORDS = BYTES | {"use_regex": True}
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 PREFIX_AND_SPACES = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+SENTENCEPIECE_DECODER = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,38 @@ def merges_by_score(tokens: list[str], pieces: Mapping[str, int], scores: np.nda
 def read_tokenizer_json(path: Path) -> dict[str, Any]:
     """The metadata that a GGUF file with the tokenizer of this tokenizer.json has."""
     return _fields_of_json(_read_json(path))
+
+
+def tokenizer_json(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tokenizer.json of the vocabulary of a sound GGUF file holds, for the `tokenizers` library and for
+    `read_tokenizer_json`, which reads the same vocabulary from it."""
+    row = pre_tokenizer_row(fields["model"], fields.get("pre"))
+    if fields.get("add_space_prefix") is False:
+        raise refusal("add_space_prefix", "no tokenizer.json is known for a vocabulary without the space in front")
+    tokens, bytes_of_text = fields["tokens"], byte_pieces(row.model)
+    kinds = dict(zip(tokens, fields["token_type"].tolist(), strict=True))
+    pieces = {text: n for n, text in enumerate(tokens) if kinds[text] == NORMAL or text in bytes_of_text}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [
+        {"id": token_id, "content": text, "special": kinds[text] != USER_DEFINED, **flags}
+        for token_id, text in enumerate(tokens)
+        if kinds[text] not in (NORMAL, BYTE)
+    ]
+    merges = fields.get("merges")
+    if merges is None:
+        merges = [" ".join(pair) for pair in merges_by_score(tokens, pieces, fields["scores"])]
+    # The library counts on from the vocabulary for the ids of added tokens that are not in it.
+    vocab = {text: token_id for token_id, text in enumerate(tokens[: max(pieces.values()) + 1])}
+    sentencepiece = row.model == "llama"
+    model = {"type": "BPE", "ignore_merges": row.ignore_merges, "byte_fallback": sentencepiece}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": row.normalizer,
+        "pre_tokenizer": row.pre_tokenizer,
+        "decoder": SENTENCEPIECE_DECODER if sentencepiece else BYTES,
+        "model": model | {"vocab": vocab, "merges": merges},
+    }
 
 
 def _read_json(path: Path) -> dict:

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from handlens.checkpoint import PICKLE_SUFFIXES, check_names, open_checkpoint
 from handlens.config import ModelConfig
@@ -18,6 +19,12 @@ from handlens.gguf.keys import holds_projector, is_projector, read_config
 from handlens.gguf.names import POSITION_TABLE, fix_ffn_names, language_names, vision_names
 from handlens.gguf.reader import GGUFFile
 from handlens.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from handlens.model.generator import TorchGenerator
+
+#: What computes: the device side (numpy) or PyTorch.
+BACKENDS = ("cpu", "torch")
 
 #: Names that are not a path are looked up in the folder that this environment variable names.
 MODELS_VARIABLE = "HANDLENS_MODELS"
@@ -40,35 +47,78 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory."""
+    """A model in memory. `files` is None for one of the PyTorch side that was made or loaded by other means."""
 
-    files: ModelFiles
+    files: ModelFiles | None
     config: ModelConfig
     tokenizer: Tokenizer
-    generator: Engine
+    generator: "Engine | TorchGenerator"
+    device: str = "cpu"
 
 
 def load_model(
-    model: str | Path | None = None, mmproj: str | Path | None = None, *, position_mode: str | None = None
+    model: str | Path | None = None,
+    mmproj: str | Path | None = None,
+    *,
+    position_mode: str | None = None,
+    backend: str | None = None,
+    device: Any = None,
+    dtype: Any = None,
 ) -> LoadedModel:
-    """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's."""
-    files = find_files(model, mmproj)
+    """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's.
+
+    `backend` is one of BACKENDS; None is the device side, unless a `device` other than the CPU asks for torch. `device`
+    and `dtype` are torch's, or their names; see `model.generator.load_torch`.
+    """
+    load = _load_torch if _chosen_backend(backend, device, dtype) == "torch" else _load_cpu
+    loaded = load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
+    tokenizer, config = loaded.tokenizer, loaded.config
+    if tokenizer.vocab_size != config.llm.vocab_size:
+        raise ModelFileError(
+            f"{loaded.files.model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
+            f"{config.llm.vocab_size}; they belong to different models"
+        )
+    return loaded
+
+
+def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
+    on_cpu = device is None or str(device) == "cpu"
+    if backend not in (None, *BACKENDS):
+        raise InputError(f"backend is {backend!r}; {' or '.join(BACKENDS)} is wanted")
+    if backend == "cpu" and not (on_cpu and dtype is None):
+        given = f"device={str(device)!r}" if not on_cpu else f"dtype={str(dtype)!r}"
+        raise InputError(f"the backend cpu cannot have {given}, which is for the backend torch")
+    return backend or ("cpu" if on_cpu and dtype is None else "torch")
+
+
+def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> LoadedModel:
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
         tokenizer = open_tokenizer(files.model)
     else:
-        language = GGUFFile(files.model)
-        projector = GGUFFile(files.mmproj) if files.mmproj else None
-        config = read_config(language, projector, position_mode=position_mode)
-        tensors = read_tensors(config, language, projector)
-        tokenizer = _tokenizer_in(language)
-    if tokenizer.vocab_size != config.llm.vocab_size:
-        raise ModelFileError(
-            f"{files.model}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.llm.vocab_size}; "
-            "they belong to different models"
-        )
+        config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
+
+
+def _load_torch(files: ModelFiles, **options: Any) -> LoadedModel:
+    try:
+        from handlens.model.generator import load_torch
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'the backend torch needs packages that are not installed ({error}): pip install "handlens[torch]"'
+        ) from error
+    return load_torch(files, **options)
+
+
+def open_pair(
+    files: ModelFiles, *, position_mode: str | None = None
+) -> tuple[ModelConfig, tuple[dict[str, Tensor], dict[str, Tensor] | None], Tokenizer]:
+    """What GGUF files hold: config, the tensors of `read_tensors`, tokenizer."""
+    language = GGUFFile(files.model)
+    projector = GGUFFile(files.mmproj) if files.mmproj else None
+    config = read_config(language, projector, position_mode=position_mode)
+    return config, read_tensors(config, language, projector), _tokenizer_in(language)
 
 
 def read_tensors(
@@ -78,7 +128,7 @@ def read_tensors(
     missing or has no place in the model is named in a ModelFileError."""
     tied = "output.weight" not in language.tensors
     for_language = set(language_names(config.llm.num_hidden_layers, tied=tied))
-    for_vision = set(vision_names(config.vision.num_hidden_layers)) if config.vision else set()
+    for_vision = set(vision_names(config.vision.num_hidden_layers, config.family.tower)) if config.vision else set()
     wanted = {language: for_language, projector: for_vision} if projector else {language: for_language | for_vision}
     for file, names in wanted.items():
         check_names(file.path, file.tensors.keys() - {ROPE_FACTORS, POSITION_TABLE}, names)

@@ -5,7 +5,15 @@ import math
 
 import pytest
 
-from handlens.config import FAMILIES, official_config
+from handlens.config import (
+    FAMILIES,
+    ResamplerConfig,
+    Scaling,
+    SliceOptions,
+    VisionConfig,
+    official_config,
+    official_values,
+)
 from handlens.errors import ModelFileError
 from handlens.images import plan_slices
 
@@ -232,9 +240,40 @@ def test_m18_code_named_in_the_files_is_reported_and_ignored():
     assert official_config(PUBLISHED).llm == config.llm
 
 
-def test_the_config_of_2_0_is_refused_by_name():
-    with pytest.raises(ModelFileError, match=r"of MiniCPM-V 2\.0: scale_emb is 12; handlens computes 1 only"):
-        official_config(PUBLISHED_20)
-    without = {key: value for key, value in PUBLISHED_20.items() if key != "scale_emb"}
-    with pytest.raises(ModelFileError, match=r"of MiniCPM-V 2\.0: vision_config is None"):
-        official_config(without)
+def test_the_config_of_2_0_is_read():
+    config = official_config(PUBLISHED_20)
+    assert config.family.name == "minicpm-v-2.0"
+    assert (config.llm.num_key_value_heads, config.llm.head_dim, config.llm.rope_theta) == (36, 64, 10000.0)
+    assert config.scaling == Scaling(embedding=12.0, residual=1.4 / math.sqrt(40), logits=256 / 2304)
+    assert config.vision == VisionConfig(
+        hidden_size=1152,
+        intermediate_size=4304,
+        num_hidden_layers=26,
+        num_attention_heads=16,
+        patch_size=14,
+        position_side=27,
+        position_mode="interpolated",
+        hidden_act="gelu",
+    )
+    assert config.resampler == ResamplerConfig(
+        query_num=64, embed_dim=2304, kv_dim=1152, num_heads=18, query_position=True
+    )
+    assert config.slices == SliceOptions(scale_resolution=448, max_slice_nums=9, patch_size=14)
+    assert official_config(official_values(config)) == config
+
+
+def test_a_config_of_2_0_that_cannot_be_is_refused():
+    for change, words in [
+        ({"scale_emb": None}, "scale_emb is None"),
+        ({"scale_depth": float("nan")}, "scale_depth is nan"),
+        ({"dim_model_base": 0}, "dim_model_base is 0"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True; handlens computes False only"),
+        ({"vision_encoder": "vit_tiny"}, "vision_encoder is 'vit_tiny'; handlens knows vit_so400m_patch14_siglip_384"),
+        ({"vision_encoder": ["vit"]}, "vision_encoder is"),
+        ({"vision_encoder": None}, "vision_config is None"),
+        ({"vit_position_mode": "grid_2d"}, "'grid_2d' cannot be that of MiniCPM-V 2.0, whose own is 'interpolated'"),
+    ]:
+        with pytest.raises(ModelFileError, match=words):
+            official_config(PUBLISHED_20 | change)
+    with pytest.raises(ModelFileError, match="'interpolated' cannot be that of MiniCPM-Llama3-V 2.5"):
+        official_config(changed("vit_position_mode", "interpolated"))

@@ -1,4 +1,4 @@
-"""The command line: `handlens ask`, `chat`, `read` and `info`.
+"""The command line: `handlens ask`, `chat`, `read`, `convert` and `info`.
 
 A command imports what is heavy (numpy, Pillow, tokenizers, rich) when it runs, so that `handlens --help` is quick.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, converse, info, read
+from handlens.cli import ask, converse, convert, info, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -31,6 +31,7 @@ for name, module, command in (
     ("ask", ask, ask.ask_once),
     ("chat", converse, converse.converse),
     ("read", read, read.transcribe),
+    ("convert", convert, convert.convert_model),
     ("info", info, info.describe),
 ):
     app.command(name, epilog=module.EXAMPLES)(unfolded(command))

@@ -10,9 +10,7 @@ from typing import Any
 
 from handlens.checkpoint import open_checkpoint, weight_files
 from handlens.config import FAMILIES, ModelConfig
-from handlens.cpu.backend import DENSE_BYTES
-from handlens.cpu.llama import Llama
-from handlens.cpu.vision import Resampler, VisionTower
+from handlens.cpu.backend import DENSE_BYTES, check_shapes
 from handlens.errors import HandlensError
 from handlens.gguf.blocks import Tensor
 from handlens.gguf.keys import FAMILY_KEY, OTHER_VERSIONS, is_projector, read_config
@@ -40,7 +38,7 @@ def examine_gguf(language: GGUFFile, projector: GGUFFile | None) -> dict[str, An
     config, faults = None, []
     with noted(faults):
         config = read_config(language, projector)
-        fit(config, *read_tensors(config, language, projector))
+        check_shapes(config, *read_tensors(config, language, projector))
     with noted(faults):
         tokenizer = Tokenizer.from_gguf(language.metadata)
         if config:
@@ -62,7 +60,7 @@ def examine_checkpoint(folder: Path) -> dict[str, Any]:
     checkpoint, faults = open_checkpoint(folder), []
     parts = [checkpoint.language, checkpoint.vision]
     with noted(faults):
-        fit(checkpoint.config, *parts)
+        check_shapes(checkpoint.config, *parts)
     with noted(faults):
         Processor(checkpoint.config, open_tokenizer(folder))
     size = sum(path.stat().st_size for path in weight_files(folder))
@@ -138,14 +136,6 @@ def about_file(path: Path, tensors: Tensors, size: int | None = None) -> dict[st
         "parameters": weights.total(),
         "types": types,
     }
-
-
-def fit(config: ModelConfig, language: Tensors, vision: Tensors | None) -> None:
-    """Raises ModelFileError for the first tensor whose shape is not that of the config."""
-    Llama(config.llm, language)
-    if config.vision:
-        VisionTower(config.vision, vision)
-        Resampler(config.resampler, vision)
 
 
 def memory(config: ModelConfig, parts: list[Tensors]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import typer
 
 from handlens.cli.options import Debug, Mmproj
 from handlens.cli.terminal import put, put_raw
-from handlens.errors import HandlensError
+from handlens.errors import HandlensError, InputError
 
 EXAMPLES = """
 \b
@@ -19,6 +19,7 @@ Examples:
   handlens info ggml-model-Q4_K_M.gguf       with the mmproj file beside it
   handlens info mmproj-model-f16.gguf        a projector alone
   handlens info models/minicpm --json
+  handlens info models/minicpm --plan 12GiB,12GiB
 
 \b
 Exit codes:
@@ -34,14 +35,28 @@ def describe(
     *,
     mmproj: Mmproj = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            metavar="SIZE,SIZE,...",
+            help="Show instead how the model would be spread over GPUs with so much memory each, and what each would "
+            "hold. A config.json is enough for it.",
+        ),
+    ] = None,
+    context_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --plan: tokens of a conversation. Default: what the model can."),
+    ] = None,
+    int4: Annotated[bool, typer.Option("--int4", help="With --plan: as if loaded in int4 (NF4).")] = False,
     debug: Debug = False,
 ) -> None:
     """Show what a model file is: family, sizes, block types, memory needed, and its faults."""
-    from handlens.cli.examine import examine
-
-    program = about_program() if path is None else {}
+    if memory is None and (context_length is not None or int4):
+        raise InputError("--context-length and --int4 say what to plan for; give --plan with the memory of the GPUs")
+    program = about_program() if path is None and memory is None else {}
     try:
-        report = program | examine(path, mmproj)
+        report = program | look(path, mmproj, memory, context_length, int4)
     except HandlensError as error:
         if not as_json:
             raise
@@ -54,6 +69,19 @@ def describe(
         put_raw(tables(report))
     if not report["usable"]:
         raise typer.Exit(2)
+
+
+def look(
+    path: Path | None, mmproj: Path | None, memory: str | None, context_length: int | None, int4: bool
+) -> dict[str, Any]:
+    """The report that was asked for: on what the model is, or on where it would go."""
+    if memory is None:
+        from handlens.cli.examine import examine
+
+        return examine(path, mmproj)
+    from handlens.cli.plan import plan
+
+    return plan(path, mmproj, memory, context_length, int4)
 
 
 def about_program() -> dict[str, Any]:

@@ -27,6 +27,9 @@ def tables(report: dict[str, Any]) -> str:
         console.width = 120
     with console.capture() as captured:
         console.print(overview(report))
+        if plan := report.get("plan"):
+            console.print(plan_table(plan))
+            console.print(map_table(plan["device_map"]))
         for file in report["files"]:
             console.print(harmless(file["path"]), style="bold", soft_wrap=True)
             console.print(file_table(file))
@@ -97,6 +100,37 @@ def file_table(file: dict[str, Any]) -> Table:
         table.add_column(header, total, justify="right")
     for name, held in file["types"].items():
         table.add_row(name, str(held["tensors"]), count(held["parameters"]), size(held["bytes"]))
+    return table
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    """What each device would hold."""
+    devices = plan["devices"]
+    table = Table(title=f"for {plan['context_length']} tokens", show_footer=True, box=box.SIMPLE)
+    table.add_column("GPU", "together")
+    table.add_column("layers", str(sum(device["layers"] for device in devices)), justify="right")
+    columns = {"weights": "weights", "cache": "keys and values", "scratch": "scratch", "total": "all", "limit": "of"}
+    for key, header in columns.items():
+        table.add_column(header, size(sum(device[key] for device in devices)), justify="right")
+    for device in devices:
+        table.add_row(str(device["device"]), str(device["layers"]), *(size(device[key]) for key in columns))
+    return table
+
+
+def map_table(device_map: dict[str, int]) -> Table:
+    """Which modules go to which device; a run of layers is one row."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("module")
+    table.add_column("GPU")
+    runs: list[tuple[str, str, int]] = []
+    for module, device in device_map.items():
+        parent, _, last = module.rpartition(".")
+        if last.isdigit() and runs and runs[-1][2] == device and runs[-1][0].startswith(f"{parent}."):
+            runs[-1] = runs[-1][0], f" to {last}", device
+        else:
+            runs.append((module, "", device))
+    for module, more, device in runs:
+        table.add_row(module + more, str(device))
     return table
 
 

@@ -45,6 +45,8 @@ def open_chat(options: ModelOptions) -> "Chat":
             options.mmproj,
             context_length=options.context_length,
             position_mode=options.position_mode and options.position_mode.value,
+            backend=options.backend and options.backend.value,
+            device=options.device,
             limits=limits(options),
         )
     chat.generator = Counted(chat.generator)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from handlens.engine.sampling import SamplingParams
 
 PositionMode = StrEnum("PositionMode", [(mode, mode) for mode in POSITION_MODES])
+Backend = StrEnum("Backend", [(name, name) for name in ("cpu", "torch")])  # those of `weights`, which loads numpy
 
 
 @dataclass
@@ -70,6 +71,14 @@ class ModelOptions:
             metavar="|".join(POSITION_MODES),
             help="How patches are numbered in the vision tower. Default: the model's own.",
         ),
+    ] = None
+    backend: Annotated[
+        Backend | None,
+        typer.Option(metavar="|".join(Backend), help="What computes. Default: cpu, unless a GPU is asked for."),
+    ] = None
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Where torch computes: cpu, cuda, cuda:1 ... A GPU needs handlens[torch]."),
     ] = None
     max_pixels: Annotated[
         int | None, typer.Option(metavar="N", help="Refuse images of more pixels. Default: 67108864 (8192x8192).")

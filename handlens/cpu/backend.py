@@ -1,6 +1,7 @@
 """The device side's backend: the tensors of a file pair, the vision tower, the resampler and the language model."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,14 @@ class CpuBackend:
     def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache]) -> np.ndarray:
         """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
         return self.llama.forward(inputs, caches)
+
+
+def check_shapes(config: ModelConfig, language: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> None:
+    """ModelFileError for the first tensor whose shape is not that of the config; of tensors only `shape` is asked."""
+    Llama(config.llm, language)
+    if config.vision is not None:
+        VisionTower(config.vision, vision)
+        Resampler(config.resampler, vision)
 
 
 def _in_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | np.ndarray]:

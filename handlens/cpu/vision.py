@@ -14,7 +14,10 @@ import numpy as np
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import reference
 from handlens.errors import InputError, ModelFileError
-from handlens.positions import grid_positions, patch_position_ids
+from handlens.positions import grid_positions, patch_position_ids, resampled_table
+
+#: `VisionConfig.hidden_act` -> the function of `ops`.
+ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
 class VisionTower:
@@ -24,6 +27,7 @@ class VisionTower:
         _check_heads("vision tower", config.hidden_size, config.num_attention_heads)
         self.config = config
         self.ops = ops
+        self.activation = getattr(ops, ACTIVATIONS[config.hidden_act])
         width, patch = config.hidden_size, config.patch_size
         table = {"position_embd.weight": (config.position_side**2, width)}
         ends = _with_bias({"patch_embd": (width, 3, patch, patch), "post_ln": (width,)}) | table
@@ -65,15 +69,22 @@ class VisionTower:
             )
         position_ids = patch_position_ids(self.config.position_mode, rows, cols, longest, self.config.position_side)
         padding = len(position_ids) - len(patches)  # mid grey; attends and is attended to, as in the original
-        x = self.embed(np.pad(patches, ((0, padding), (0, 0))), position_ids)
+        x = self.embed(np.pad(patches, ((0, padding), (0, 0))), position_ids, self.position_table(tgt_size))
         for index in range(self.config.num_hidden_layers):
             x = self.layer(x, index)
         return self.post_norm(x[: len(patches)])
 
-    def embed(self, patches: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
-        """The input of the first layer [L, D]."""
-        table = self.ends["position_embd"]
-        return self.ops.patch_embed(patches, *self.ends["patch_embd"]) + self.ops.embedding(position_ids, *table)
+    def position_table(self, tgt_size: tuple[int, int]) -> reference.Weight:
+        """The table whose rows are the positions of a slice's patches: the learned one, or one made of it."""
+        (table,) = self.ends["position_embd"]
+        if self.config.position_mode == "interpolated":
+            return resampled_table(reference.dense(table), *tgt_size)
+        return table
+
+    def embed(self, patches: np.ndarray, position_ids: np.ndarray, table: reference.Weight | None = None) -> np.ndarray:
+        """The input of the first layer [L, D]; positions are rows of `table`, by default of the learned one."""
+        (table,) = (table,) if table is not None else self.ends["position_embd"]
+        return self.ops.patch_embed(patches, *self.ends["patch_embd"]) + self.ops.embedding(position_ids, table)
 
     def layer(self, x: np.ndarray, index: int) -> np.ndarray:
         """x [L, D] after one layer."""
@@ -82,7 +93,7 @@ class VisionTower:
         q, k, v = ops.linears(ops.layer_norm(x, *w["ln1"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
         read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))  # [L, H, d]
         x = x + ops.linear(read.reshape(len(x), -1), *w["attn_out"])
-        inner = ops.gelu_tanh(ops.linear(ops.layer_norm(x, *w["ln2"], eps), *w["ffn_up"]))
+        inner = self.activation(ops.linear(ops.layer_norm(x, *w["ln2"], eps), *w["ffn_up"]))
         return x + ops.linear(inner, *w["ffn_down"])
 
     def post_norm(self, x: np.ndarray) -> np.ndarray:

@@ -289,6 +289,11 @@ BLOCKS = {
 }
 
 
+#: The types whose numbers stand alone, and the numpy type that carries their bits: numpy has no bfloat16.
+PLAIN = {"F32": _F32, "F16": _F16, "BF16": _BF16}
+_PLAIN_NAMES = {dtype: name for name, dtype in PLAIN.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A tensor as it lies in a file: `data` is uint8 [rows, bytes of a row], often a read-only view of a mapped file.
@@ -328,6 +333,17 @@ class Tensor:
             )
         data = quantize(array)
         return cls(type, array.shape, data.reshape(-1, data.shape[-1]))
+
+    @classmethod
+    def from_bits(cls, array: np.ndarray) -> "Tensor":
+        """The numbers of `array` as they are stored in it, see `PLAIN`; a view if its rows lie one behind the other."""
+        rows = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
+        return cls(_PLAIN_NAMES[array.dtype], array.shape, rows.view(np.uint8))
+
+    @property
+    def bits(self) -> np.ndarray:
+        """A view of a tensor of a plain type as `from_bits` takes it."""
+        return self.data.view(PLAIN[self.type]).reshape(self.shape)
 
     @property
     def nbytes(self) -> int:

@@ -215,9 +215,9 @@ def _read_pair(language: GGUFFile, projector: GGUFFile, llm: LlamaConfig) -> Mod
             max_slice_nums=_size(projector, MAX_SLICES_KEY, "max_slice_nums", family.slices.max_slice_nums),
             patch_size=vision.patch_size,
         )
+        return ModelConfig(family=family, llm=llm, vision=vision, resampler=resampler, slices=slices, notices=notices)
     except InputError as error:
         raise ModelFileError(f"{projector.path}: {error}") from None
-    return ModelConfig(family=family, llm=llm, vision=vision, resampler=resampler, slices=slices, notices=notices)
 
 
 def _read_resampler(file: GGUFFile, family: Family) -> ResamplerConfig:
@@ -245,6 +245,7 @@ def _read_vision(file: GGUFFile, family: Family, layers: int) -> VisionConfig:
         patch_size=_size(file, "clip.vision.patch_size", "patch_size"),
         position_side=_position_side(file),
         position_mode=file.get(POSITION_MODE_KEY, str, family.position_mode),
+        hidden_act=family.vision_act,
         layer_norm_eps=_epsilon(file, "clip.vision.attention.layer_norm_epsilon", "layer_norm_eps"),
         image_mean=_three(file, "clip.vision.image_mean", "image_mean"),
         image_std=_three(file, "clip.vision.image_std", "image_std"),

@@ -1,19 +1,21 @@
 """Tensor names and layouts: official checkpoints (`llm.*`, `vpm.*`, `resampler.*`) <-> GGUF files, both ways.
 
-The tables follow llama.cpp's converters of Llama and of MiniCPM-V projectors. Five things are more than a name:
+The tables follow llama.cpp's converters of Llama and of MiniCPM-V projectors. Six things are more than a name:
 
 - The rows of q and k. RoPE turns the two halves of a head against each other in official weights and neighbouring pairs
   in GGUF ones, so the rows of each head are interleaved there.
 - `resampler.attn.in_proj_*` is three tensors in GGUF: q, k and v.
 - `resampler.proj` is transposed.
+- 2.0 alone: `vpm.blocks.N.attn.qkv.*` is three tensors too, and `vpm.pos_embed` has no batch dimension.
 - The ViT's feed-forward layers have each other's names in the projector files that exist: `ffn_down` is fc1. Files with
   the natural names exist too. llama.cpp tells them apart by shape, and so does `fix_ffn_names`.
 - `resampler.pos_embed_k` follows from sizes alone. It has no official name, and where it is found it is not used.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -83,43 +85,76 @@ _LANGUAGE = _Table(
     },
 )
 
-_VISION = _Table(
-    {
-        "vpm.embeddings.position_embedding.weight": "v.position_embd.weight",
-        "resampler.query": "resampler.query",
-        "resampler.kv_proj.weight": "resampler.kv.weight",
-        "resampler.proj": "resampler.proj.weight",
-        **_weight_and_bias(
-            {
-                "vpm.embeddings.patch_embedding": "v.patch_embd",
-                "vpm.post_layernorm": "v.post_ln",
-                "resampler.attn.out_proj": "resampler.attn.out",
-                "resampler.ln_q": "resampler.ln_q",
-                "resampler.ln_kv": "resampler.ln_kv",
-                "resampler.ln_post": "resampler.ln_post",
-            }
-        ),
-    },
-    ("vpm.encoder.layers", "v.blk"),
-    _weight_and_bias(
+_RESAMPLER = {
+    "resampler.query": "resampler.query",
+    "resampler.kv_proj.weight": "resampler.kv.weight",
+    "resampler.proj": "resampler.proj.weight",
+    **_weight_and_bias(
         {
-            "layer_norm1": "ln1",
-            "layer_norm2": "ln2",
-            "self_attn.q_proj": "attn_q",
-            "self_attn.k_proj": "attn_k",
-            "self_attn.v_proj": "attn_v",
-            "self_attn.out_proj": "attn_out",
-            "mlp.fc1": "ffn_up",  # by its role; see `fix_ffn_names` for what files say
-            "mlp.fc2": "ffn_down",
+            "resampler.attn.out_proj": "resampler.attn.out",
+            "resampler.ln_q": "resampler.ln_q",
+            "resampler.ln_kv": "resampler.ln_kv",
+            "resampler.ln_post": "resampler.ln_post",
         }
     ),
-)
-
-#: The packed tensors and the three that each of them is in GGUF.
-_PACKED = {
-    f"resampler.attn.in_proj_{part}": [f"resampler.attn.{letter}.{part}" for letter in "qkv"]
-    for part in ("weight", "bias")
 }
+
+#: The vision side by whose tower it is (`Family.tower`). The feed-forward layers have names by their role here; see
+#: `fix_ffn_names` for what files say.
+TOWERS = {
+    "idefics2": _Table(
+        {
+            **_RESAMPLER,
+            "vpm.embeddings.position_embedding.weight": "v.position_embd.weight",
+            **_weight_and_bias({"vpm.embeddings.patch_embedding": "v.patch_embd", "vpm.post_layernorm": "v.post_ln"}),
+        },
+        ("vpm.encoder.layers", "v.blk"),
+        _weight_and_bias(
+            {
+                "layer_norm1": "ln1",
+                "layer_norm2": "ln2",
+                "self_attn.q_proj": "attn_q",
+                "self_attn.k_proj": "attn_k",
+                "self_attn.v_proj": "attn_v",
+                "self_attn.out_proj": "attn_out",
+                "mlp.fc1": "ffn_up",
+                "mlp.fc2": "ffn_down",
+            }
+        ),
+    ),
+    "timm": _Table(
+        {
+            **_RESAMPLER,
+            "resampler.pos_embed": "resampler.pos_embed",
+            "vpm.pos_embed": "v.position_embd.weight",
+            **_weight_and_bias({"vpm.patch_embed.proj": "v.patch_embd", "vpm.norm": "v.post_ln"}),
+        },
+        ("vpm.blocks", "v.blk"),
+        _weight_and_bias(
+            {
+                "norm1": "ln1",
+                "norm2": "ln2",
+                "attn.proj": "attn_out",
+                "mlp.fc1": "ffn_up",
+                "mlp.fc2": "ffn_down",
+            }
+        ),
+    ),
+}
+
+_PARTS = ("weight", "bias")
+#: The packed tensors of every model, and the three that each of them is in GGUF.
+_PACKED = {f"resampler.attn.in_proj_{part}": [f"resampler.attn.{letter}.{part}" for letter in "qkv"] for part in _PARTS}
+
+
+def _packed(tower: str, layers: Iterable[int]) -> dict[str, list[str]]:
+    """All packed tensors of a model with these layers."""
+    in_layers = {
+        f"vpm.blocks.{n}.attn.qkv.{part}": [f"v.blk.{n}.attn_{letter}.{part}" for letter in "qkv"]
+        for n in layers
+        for part in _PARTS
+    }
+    return _PACKED | (in_layers if tower == "timm" else {})
 
 
 def language_names(layers: int, *, tied: bool = False) -> dict[str, str]:
@@ -130,10 +165,10 @@ def language_names(layers: int, *, tied: bool = False) -> dict[str, str]:
     return names
 
 
-def vision_names(layers: int) -> dict[str, str]:
+def vision_names(layers: int, tower: str = "idefics2") -> dict[str, str]:
     """Every tensor of a projector file that is used, GGUF name (ffn by role) -> official name."""
-    packed = {gguf: official for official, thirds in _PACKED.items() for gguf in thirds}
-    return _inverse(_VISION.names(layers)) | packed
+    packed = {gguf: official for official, thirds in _packed(tower, range(layers)).items() for gguf in thirds}
+    return _inverse(TOWERS[tower].names(layers)) | packed
 
 
 def to_gguf_language(
@@ -153,34 +188,59 @@ def from_gguf_language(
     return {table.rename(name): array for name, array in tensors.items()}
 
 
-def to_gguf_vision(official: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def to_gguf_vision(official: Mapping[str, np.ndarray], tower: str = "idefics2") -> dict[str, np.ndarray]:
     """The `vpm.*` and `resampler.*` tensors of a checkpoint, or some of them, under GGUF names and in GGUF layout.
 
     The ffn names are swapped, as in the files that exist. `resampler.pos_embed_k`, which llama.cpp also wants, is not
     made here.
     """
-    tensors = {}
-    for name, array in _part(official, VISION_PARTS, LANGUAGE_PARTS).items():
-        if name in _PACKED:
+    arrays = _part(official, VISION_PARTS, LANGUAGE_PARTS)
+    packed, tensors = _packed(tower, _layers_in(arrays)), {}
+    for name, array in arrays.items():
+        if name in packed:
             if len(array) % 3:
                 raise ModelFileError(f"{name} has {len(array)} rows, which are not q, k and v of equal size")
-            tensors |= zip(_PACKED[name], np.split(array, 3), strict=True)
+            tensors |= zip(packed[name], np.split(array, 3), strict=True)
         else:
-            tensors[_swap_ffn(_VISION.rename(name))] = array.T if name == "resampler.proj" else array
+            tensors[_swap_ffn(TOWERS[tower].rename(name))] = _reshaped(name, array)
     return tensors
 
 
-def from_gguf_vision(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_gguf_vision(tensors: Mapping[str, np.ndarray], tower: str = "idefics2") -> dict[str, np.ndarray]:
     """The tensors of a whole projector file, ffn names swapped or not, under official names and in official layout."""
     hidden = len(_present(tensors, "v.post_ln.weight"))
     tensors = fix_ffn_names(tensors, hidden, _present(tensors, "v.blk.0.ffn_up.weight").size // hidden)
-    table = _VISION.inverse()
-    used_otherwise = {POSITION_TABLE}.union(*_PACKED.values())
-    official = {table.rename(name): array for name, array in tensors.items() if name not in used_otherwise}
-    official["resampler.proj"] = _present(official, "resampler.proj").T
-    for name, thirds in _PACKED.items():
-        official[name] = np.concatenate([_present(tensors, third) for third in thirds])
+    for name in chain(["resampler.proj.weight"], *_PACKED.values()):
+        _present(tensors, name)
+    return from_gguf_vision_part({name: array for name, array in tensors.items() if name != POSITION_TABLE}, tower)
+
+
+def from_gguf_vision_part(tensors: Mapping[str, np.ndarray], tower: str = "idefics2") -> dict[str, np.ndarray]:
+    """The tensors of a projector file, or those that some official tensors are made of, ffn names by role, under
+    official names and in official layout."""
+    table, official, used = TOWERS[tower].inverse(), {}, set()
+    for name, thirds in _packed(tower, _layers_in(tensors)).items():
+        if tensors.keys() & set(thirds):
+            official[name] = np.concatenate([_present(tensors, third) for third in thirds])
+            used.update(thirds)
+    for gguf_name in tensors.keys() - used:
+        name = table.rename(gguf_name)
+        official[name] = _reshaped(name, tensors[gguf_name])
     return official
+
+
+def _layers_in(names: Iterable[str]) -> set[int]:
+    """The numbers of the layers that names are of."""
+    return {int(match[1]) for name in names if (match := re.match(r"(?:vpm\.blocks|v\.blk)\.(0|[1-9]\d{0,3})\.", name))}
+
+
+def _reshaped(name: str, array: np.ndarray) -> np.ndarray:
+    """A tensor of this official name from either side as it is on the other."""
+    if name == "resampler.proj":
+        return array.T
+    if name == "vpm.pos_embed":  # timm has it as a batch of one
+        return array[0] if array.ndim == 3 else array[None]
+    return array
 
 
 def fix_ffn_names(tensors: Mapping[str, Any], hidden: int, intermediate: int) -> dict[str, Any]:

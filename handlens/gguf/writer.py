@@ -63,6 +63,18 @@ def write_gguf(
     alignment: int = DEFAULT_ALIGNMENT,
 ) -> None:
     """Writes `path` anew. `metadata` is key -> (type, value) with the type names that `GGUFFile.types` gives."""
+    with replacing(Path(path), ModelFileError) as file:
+        write_into(file, metadata, tensors, alignment)
+
+
+def write_into(
+    file: BinaryIO,
+    metadata: Mapping[str, tuple[str, Any]],
+    tensors: Mapping[str, Tensor | DeferredTensor],
+    alignment: int = DEFAULT_ALIGNMENT,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> None:
+    """Writes a GGUF file into an open, empty one. `progress` is told the bytes of each tensor when it was written."""
     if not is_alignment(alignment):
         raise InputError(f"alignment is {alignment}; a power of two from {MIN_ALIGNMENT} to {MAX_ALIGNMENT} is wanted")
     metadata = dict(metadata)
@@ -71,12 +83,12 @@ def write_gguf(
             raise InputError(f"general.alignment says {metadata['general.alignment']}, but alignment is {alignment}")
         metadata["general.alignment"] = ("u32", alignment)
     head = _head(metadata, tensors, alignment)
-    with replacing(Path(path), ModelFileError) as file:
-        file.write(head)
+    file.write(head)
+    _pad(file, alignment)
+    for tensor in tensors.values():
+        file.write(np.ascontiguousarray(tensor.data))
         _pad(file, alignment)
-        for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.data))
-            _pad(file, alignment)
+        progress(tensor.nbytes)
 
 
 def _head(metadata: Mapping, tensors: Mapping, alignment: int) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from transformers import Idefics2VisionConfig, LlamaConfig, PreTrainedConfig
 
-from handlens.config import ModelConfig, official_config
+from handlens.config import ModelConfig, official_config, official_values
 
 log = logging.getLogger("handlens")
 
@@ -85,47 +85,3 @@ class MiniCPMVConfig(LlamaConfig):
         if "dtype" in values:
             values["torch_dtype"] = values.pop("dtype")
         return values
-
-
-def official_values(config: ModelConfig) -> dict[str, Any]:
-    """What an official config.json says of a config."""
-    llm, vision, family = config.llm, config.vision, config.family
-    values = {
-        "architectures": ["MiniCPMV"],
-        "version": family.official_version,
-        "handlens_family": None if family.official_version else family.name,
-        "hidden_size": llm.hidden_size,
-        "intermediate_size": llm.intermediate_size,
-        "num_hidden_layers": llm.num_hidden_layers,
-        "num_attention_heads": llm.num_attention_heads,
-        "num_key_value_heads": llm.num_key_value_heads,
-        "head_dim": llm.head_dim,
-        "vocab_size": llm.vocab_size,
-        "max_position_embeddings": llm.max_position_embeddings,
-        "rms_norm_eps": llm.rms_norm_eps,
-        "rope_theta": llm.rope_theta,
-        "query_num": config.resampler.query_num,
-        "image_size": config.slices.scale_resolution,
-        "patch_size": vision.patch_size,
-        "drop_vision_last_layer": False,  # `vision` counts the layers that run
-        "batch_vision_input": True,
-        "slice_mode": True,
-        "vit_position_mode": None if vision.position_mode == family.position_mode else vision.position_mode,
-        "slice_config": {
-            "max_slice_nums": config.slices.max_slice_nums,
-            "scale_resolution": config.slices.scale_resolution,
-            "patch_size": config.slices.patch_size,
-            "model_type": "minicpmv",
-        },
-        "vision_config": {
-            "model_type": "idefics2",
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.num_hidden_layers,
-            "num_attention_heads": vision.num_attention_heads,
-            "patch_size": vision.patch_size,
-            "image_size": vision.position_side * vision.patch_size,
-            "layer_norm_eps": vision.layer_norm_eps,
-        },
-    }
-    return {key: value for key, value in values.items() if value is not None}

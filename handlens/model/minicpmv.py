@@ -21,8 +21,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from handlens.checkpoint import check_names, read_json, weight_files
 from handlens.errors import InputError, ModelFileError
 from handlens.model.configuration import MiniCPMVConfig
+from handlens.model.devices import AUTOMATIC, config_of, planned_device_map
+from handlens.model.minicpm import MiniCPMForCausalLM
+from handlens.model.quantize import check_int4, keep_layout
 from handlens.model.resampler import CrossAttention, Resampler
 from handlens.model.vision import VisionTower
+from handlens.model.vision2 import TimmVisionTower
 
 log = logging.getLogger("handlens")
 
@@ -38,6 +42,7 @@ class Parts:
 
 PARTS = {
     "minicpm-llama3-v-2.5": Parts(llm=LlamaForCausalLM, vpm=VisionTower),
+    "minicpm-v-2.0": Parts(llm=MiniCPMForCausalLM, vpm=TimmVisionTower),
     "handlens-mini": Parts(llm=LlamaForCausalLM, vpm=VisionTower),
 }
 
@@ -55,7 +60,7 @@ class MiniCPMV(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "VisionTower", "Resampler"]
+    _no_split_modules: ClassVar = ["LlamaDecoderLayer", "VisionTower", "TimmVisionTower", "Resampler"]
     _skip_keys_device_placement: ClassVar = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -213,7 +218,11 @@ class MiniCPMV(PreTrainedModel, GenerationMixin):
         if kwargs.pop("trust_remote_code", None):
             log.warning("trust_remote_code is not needed: handlens runs no code of a checkpoint")
         if pretrained_model_name_or_path is not None and os.path.exists(pretrained_model_name_or_path):
-            check_files(Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder", ""))
+            check_files(folder)
+            check_int4(folder, cls, config_of(pretrained_model_name_or_path, kwargs))
+        if kwargs.get("device_map") in AUTOMATIC:
+            kwargs["device_map"] = planned_device_map(config_of(pretrained_model_name_or_path, kwargs), kwargs)
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(
@@ -228,6 +237,8 @@ class MiniCPMV(PreTrainedModel, GenerationMixin):
         except SafetensorError as error:
             raise ModelFileError(f"{pretrained_model_name_or_path}: {error}") from None
         check_loading(pretrained_model_name_or_path or "the state dict", info)
+        if getattr(model, "is_loaded_in_4bit", False):
+            keep_layout(model)
         return (model, info) if wants_info else model
 
 

@@ -1,15 +1,12 @@
 """The PyTorch side on the tiny random models: what its tests share. torch is imported here and nowhere above."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from PIL import Image
 
-from handlens.images import patches
 from handlens.model import MiniCPMV, MiniCPMVConfig
-from handlens.processor import Inputs
 from tests.tiny import TinyModel
 
 #: (width, height): one slice or several, broad and tall, and slices of one image that differ in length.
@@ -38,29 +35,3 @@ def conversation(index: int, images: int = 1) -> list[dict]:
     """A question about some pictures."""
     pictures = [picture(7 * index + number) for number in range(images)]
     return [{"role": "user", "content": [*pictures, QUESTIONS[index % len(QUESTIONS)]]}]
-
-
-def collate(requests: Sequence[Inputs], patch_size: int = 14) -> dict[str, torch.Tensor]:
-    """The batch of some requests in the layout that `MiniCPMV` takes, shorter prompts padded on the left."""
-    longest = max(len(request.input_ids) for request in requests)
-    padding = [longest - len(request.input_ids) for request in requests]
-    ids = np.stack([np.pad(request.input_ids, (left, 0)) for request, left in zip(requests, padding)])
-    mask = np.stack([np.pad(np.ones_like(request.input_ids), (left, 0)) for request, left in zip(requests, padding)])
-    batch = {"input_ids": torch.from_numpy(ids).long(), "attention_mask": torch.from_numpy(mask).long()}
-    slices, sizes, rows, bounds = [], [], [], []
-    for row, (request, left) in enumerate(zip(requests, padding)):
-        for image in request.images:
-            slices += [torch.from_numpy(patches(pixels, patch_size)) for pixels in image.slices]  # [L, 3 * p * p]
-            sizes += image.plan.tgt_sizes
-        bounds += (request.image_bound + left).tolist()
-        rows += [row] * len(request.image_bound)
-    if not slices:
-        return batch
-    padded = torch.nn.utils.rnn.pad_sequence(slices, batch_first=True)  # [N, L, 3 * p * p]
-    cells = padded.unflatten(-1, (3, patch_size, patch_size))  # [N, L, 3, p, p]
-    return batch | {
-        "pixel_values": cells.permute(0, 2, 3, 1, 4).flatten(3),  # [N, 3, p, L * p]
-        "tgt_sizes": torch.tensor(sizes),
-        "slice_request": torch.tensor(rows),
-        "image_bound": torch.tensor(bounds),
-    }

@@ -9,8 +9,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from handlens.engine.sampling import SamplingParams
 from handlens.model import MiniCPMV
+from handlens.model.processing import collate
 from handlens.processor import Inputs, Processor
-from tests.torch_side import collate, conversation, torch_model
+from tests.torch_side import conversation, torch_model
 
 NEW_TOKENS = 8
 

@@ -17,11 +17,12 @@ from handlens.errors import InputError, ModelFileError
 from handlens.images import patches
 from handlens.model import MiniCPMV, MiniCPMVConfig
 from handlens.model.minicpmv import merge
+from handlens.model.processing import collate
 from handlens.positions import patch_position_ids
 from handlens.processor import Processor
 from handlens.weights import load_model
 from tests.test_config import PUBLISHED
-from tests.torch_side import collate, conversation, torch_model
+from tests.torch_side import conversation, torch_model
 
 BOUND = 1e-4  # largest difference as a share of the largest number
 
