@@ -26,7 +26,7 @@ from handlens.gguf.writer import write_into
 from handlens.processor import Processor
 from handlens.shards import SHARD_BYTES, write_shards
 from handlens.tokenizer import Tokenizer
-from handlens.weights import ROPE_FACTORS, open_tokenizer, read_tensors
+from handlens.weights import ROPE_FACTORS, check_vocabulary, open_tokenizer, read_tensors
 
 #: Told (bytes written, bytes in all) after each tensor.
 Progress = Callable[[int, int], None]
@@ -135,11 +135,7 @@ def _check_targets(targets: list[Path], overwrite: bool) -> None:
 
 def _check_tokenizer(where: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     """ModelFileError if the model could not be asked anything with this tokenizer."""
-    if tokenizer.vocab_size != config.llm.vocab_size:
-        raise ModelFileError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.llm.vocab_size}; "
-            "they belong to different models"
-        )
+    check_vocabulary(where, tokenizer, config)
     Processor(config, tokenizer)
 
 

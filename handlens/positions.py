@@ -14,8 +14,8 @@ def patch_position_ids(mode: str, rows: int, cols: int, longest: int, side: int)
     """The row of the position table, which is side x side, for each patch of a slice of rows x cols patches.
 
     Mode `reference` numbers `longest` patches, the padding that follows a slice's own patches among them: there are as
-    many as in the longest slice of the request. Mode `interpolated` numbers the rows of `resampled_table`. For the modes
-    see `config.POSITION_MODES`.
+    many as in the longest slice of the request. Mode `interpolated` numbers the rows of `resampled_table`. The modes
+    are explained at `config.POSITION_MODES`.
     """
     if mode == "interpolated":
         return np.arange(rows * cols)

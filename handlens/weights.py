@@ -71,14 +71,7 @@ def load_model(
     and `dtype` are torch's, or their names; see `model.generator.load_torch`.
     """
     load = _load_torch if _chosen_backend(backend, device, dtype) == "torch" else _load_cpu
-    loaded = load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
-    tokenizer, config = loaded.tokenizer, loaded.config
-    if tokenizer.vocab_size != config.llm.vocab_size:
-        raise ModelFileError(
-            f"{loaded.files.model}: the tokenizer has {tokenizer.vocab_size} tokens, the model "
-            f"{config.llm.vocab_size}; they belong to different models"
-        )
-    return loaded
+    return load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
 
 
 def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
@@ -98,6 +91,7 @@ def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> Load
         tokenizer = open_tokenizer(files.model)
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
+    check_vocabulary(files.model, tokenizer, config)
     return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
 
 
@@ -109,6 +103,15 @@ def _load_torch(files: ModelFiles, **options: Any) -> LoadedModel:
             f'the backend torch needs packages that are not installed ({error}): pip install "handlens[torch]"'
         ) from error
     return load_torch(files, **options)
+
+
+def check_vocabulary(path: Path, tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """ModelFileError unless the tokenizer has as many tokens as the model."""
+    if tokenizer.vocab_size != config.llm.vocab_size:
+        raise ModelFileError(
+            f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.llm.vocab_size}; "
+            "they belong to different models"
+        )
 
 
 def open_pair(

@@ -27,7 +27,6 @@ class VisionTower:
         _check_heads("vision tower", config.hidden_size, config.num_attention_heads)
         self.config = config
         self.ops = ops
-        self.activation = getattr(ops, ACTIVATIONS[config.hidden_act])
         width, patch = config.hidden_size, config.patch_size
         table = {"position_embd.weight": (config.position_side**2, width)}
         ends = _with_bias({"patch_embd": (width, 3, patch, patch), "post_ln": (width,)}) | table
@@ -93,7 +92,8 @@ class VisionTower:
         q, k, v = ops.linears(ops.layer_norm(x, *w["ln1"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
         read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))  # [L, H, d]
         x = x + ops.linear(read.reshape(len(x), -1), *w["attn_out"])
-        inner = self.activation(ops.linear(ops.layer_norm(x, *w["ln2"], eps), *w["ffn_up"]))
+        activation = getattr(ops, ACTIVATIONS[self.config.hidden_act])
+        inner = activation(ops.linear(ops.layer_norm(x, *w["ln2"], eps), *w["ffn_up"]))
         return x + ops.linear(inner, *w["ffn_down"])
 
     def post_norm(self, x: np.ndarray) -> np.ndarray:

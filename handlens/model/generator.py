@@ -45,7 +45,14 @@ from handlens.model.minicpmv import MiniCPMV, merge
 from handlens.model.processing import shared_tokenizer, slice_tensors
 from handlens.processor import Inputs
 from handlens.tokenizer import Tokenizer
-from handlens.weights import ROPE_FACTORS, LoadedModel, ModelFiles, open_pair, open_tokenizer
+from handlens.weights import (
+    ROPE_FACTORS,
+    LoadedModel,
+    ModelFiles,
+    check_vocabulary,
+    open_pair,
+    open_tokenizer,
+)
 
 
 class TorchGenerator:
@@ -241,25 +248,24 @@ def load_torch(
     options = {"dtype": checked_dtype(dtype, device)}
     if device.type != "cpu":
         options["device_map"] = {"": device}
+    if files.model.is_dir():
+        config, tokenizer = folder_config(files.model), open_tokenizer(files.model)
+        if position_mode is not None:
+            config = replace(config, vision=replace(config.vision, position_mode=position_mode))
+            options["vit_position_mode"] = position_mode
+        check_vocabulary(files.model, tokenizer, config)
+        source = files.model
+    else:
+        config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
+        if config.vision is None:
+            raise InputError(f"{files.model} is a language file alone; the torch backend wants the projector as well")
+        check_vocabulary(files.model, tokenizer, config)
+        source = None
+        options["config"] = MiniCPMVConfig.from_model_config(config)
+        options["state_dict"] = official_state(config, *tensors, options["dtype"])
     with no_progress_bars():
-        if files.model.is_dir():
-            config = folder_config(files.model)
-            if position_mode is not None:
-                config = replace(config, vision=replace(config.vision, position_mode=position_mode))
-                options["vit_position_mode"] = position_mode
-            tokenizer = open_tokenizer(files.model)
-            model = MiniCPMV.from_pretrained(files.model, **options)
-        else:
-            config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
-            if config.vision is None:
-                raise InputError(
-                    f"{files.model} is a language file alone; the torch backend wants the projector as well"
-                )
-            state = official_state(config, *tensors, options["dtype"])
-            model = MiniCPMV.from_pretrained(
-                None, config=MiniCPMVConfig.from_model_config(config), state_dict=state, **options
-            )
-    return LoadedModel(files, config, tokenizer, TorchGenerator(model.eval(), config), str(model.device))
+        model = MiniCPMV.from_pretrained(source, **options).eval()
+    return LoadedModel(files, config, tokenizer, TorchGenerator(model, config), str(model.device))
 
 
 def as_loaded(model: MiniCPMV, tokenizer: Tokenizer | PreTrainedTokenizerBase | None = None) -> LoadedModel:
@@ -269,8 +275,9 @@ def as_loaded(model: MiniCPMV, tokenizer: Tokenizer | PreTrainedTokenizerBase | 
         if folder is None or not folder.is_dir():
             raise InputError("the model was not loaded from a folder of this machine, so give the tokenizer as well")
         tokenizer = open_tokenizer(folder)
-    config = model.config.model_config(preprocessor_values(folder) if folder else None)
-    return LoadedModel(None, config, shared_tokenizer(tokenizer), TorchGenerator(model, config), str(model.device))
+    config, tokenizer = model.config.model_config(folder and preprocessor_values(folder)), shared_tokenizer(tokenizer)
+    check_vocabulary(folder or "the tokenizer given", tokenizer, config)
+    return LoadedModel(None, config, tokenizer, TorchGenerator(model, config), str(model.device))
 
 
 def folder_config(folder: Path) -> ModelConfig:

@@ -437,6 +437,9 @@ def test_a_tokenizer_of_another_model_is_refused_on_torch_too(folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(ModelFileError, match="the tokenizer has"):
         load(tmp_path, backend="torch")
+    other = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    with pytest.raises(ModelFileError, match="the tokenizer has"):
+        AutoModelForImageTextToText.from_pretrained(folder).chat(msgs=conversation(0), tokenizer=other)
 
 
 def test_the_script_of_the_model_card_still_runs_on_the_device_side(folder, chat):

@@ -272,7 +272,7 @@ def test_a_batch_is_padded_on_the_left_and_knows_where_each_slice_belongs(proces
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_a_batch_of_different_image_counts_generates_what_each_gets_alone(processor, model, options):
-    conversations = [with_types(conversation(*which)) for which in MIXED]
+    conversations = [with_types(conversation(*which)) for which in MIXED[:3]]
     options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **options}
     batch = batch_of(processor, conversations)
     together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
