@@ -206,7 +206,7 @@ def main() -> None:
     mini = config(FAMILIES["handlens-mini"], scale_resolution=224)
     with TemporaryDirectory() as scratch:
         made = write(Path(scratch), mini)
-        # Unlike the models of the tests, this one ends its answers, so that nobody has to watch a thousand random words.
+        # Unlike those of the tests, this one ends its answers: nobody has to watch a thousand random words.
         end = np.random.default_rng(1).standard_normal(mini.llm.hidden_size) * 0.45
         made.official["llm.lm_head.weight"][made.tokenizer.id("<|eot_id|>")] = end
         write_language(folder / "tiny-untrained.gguf", mini, made.tokenizer, made.official, "Q8_0")
