@@ -377,7 +377,9 @@ def official_values(config: ModelConfig) -> dict[str, Any]:
 
 def preprocessor_values(config: ModelConfig) -> dict[str, Any]:
     """What a preprocessor_config.json says of a config."""
-    return {
+    family = config.family
+    named = {"version": float(family.official_version)} if family.official_version else {"handlens_family": family.name}
+    return named | {
         "max_slice_nums": config.slices.max_slice_nums,
         "scale_resolution": config.slices.scale_resolution,
         "patch_size": config.slices.patch_size,

@@ -3,12 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
+import xllamacpp
 from PIL import Image
 from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from handlens.chat import load
 from handlens.checkpoint import open_checkpoint
@@ -190,6 +193,29 @@ def test_folded_weights_compute_what_the_scaled_ones_do(folder, model):
         assert np.abs(ours - logits).max() < 1e-5 * float(scale)
 
 
+def test_stock_llama_cpp_runs_the_folded_model(model, pair):
+    """It sees a Llama and gives the tokens and the chances of the scaled form."""
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel, params.verbosity = str(pair[0]), 512, 1, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.warmup = params.fit_params = params.cache_prompt = False
+    params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    server = xllamacpp.Server(params)
+    wish = {"n_predict": 16, "temperature": 0, "samplers": ["temperature"], "return_tokens": True, "n_probs": 5}
+    for ids in prompt(model):
+        body = json.dumps({"prompt": ids.tolist(), **wish}).encode()
+        request = Request(server.listening_address + "/completion", body, {"Content-Type": "application/json"})
+        with urlopen(request, timeout=60) as response:
+            theirs = json.load(response)
+        with torch.no_grad():
+            ours = model.generate(ids[None], max_new_tokens=16, do_sample=False, eos_token_id=None)[0, len(ids) :]
+            chances = model(input_ids=ids[None]).logits[0, -1].log_softmax(-1)
+        assert theirs["tokens"] == ours.tolist()
+        first = theirs["completion_probabilities"][0]["top_logprobs"]
+        assert max(abs(float(chances[top["id"]]) - top["logprob"]) for top in first) < 1e-4
+
+
 def test_every_factor_counts(folder, model):
     ids = prompt(model)
     values = json.loads((folder / "config.json").read_text())
@@ -319,6 +345,19 @@ def test_a_checkpoint_of_bfloat16_becomes_float16(folder, tmp_path):
     msgs = conversation(1)
     wanted, made = (c.generator.embeddings(c.prepare(msgs, GREEDY)) for c in (exact, given))
     assert np.abs(made - wanted).max() < 2e-3 * np.abs(wanted).max()
+
+
+def test_a_folder_made_of_gguf_files_loads_through_the_auto_classes(model, pair, tmp_path):
+    to_checkpoint(*pair, tmp_path / "back")
+    processor = AutoProcessor.from_pretrained(tmp_path / "back")
+    image = Image.effect_noise((90, 150), 60)
+    msgs = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What is this?"}]}]
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    inputs = processor.apply_chat_template(msgs, **options)
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
+    chat = load(*pair)
+    ours = list(chat.generator.generate(chat.prepare(msgs, GREEDY), GREEDY, ()))
+    assert again.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=None)[0, -12:].tolist() == ours
 
 
 def test_saved_and_loaded_again_it_is_the_same(model, tmp_path):
