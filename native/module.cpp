@@ -157,33 +157,40 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     if (!whole) throw nb::python_error();
 }
 
-// Runs the same work on every thread; gives what all did, by the clock of the whole, in units a second.
-double rate(const std::function<double(size_t)>& work) {
-    const size_t threads = Pool::get().threads();
-    std::vector<double> done(threads);
+// Runs work(0) ... work(count - 1), which give how many units they did; gives the units a second of all threads.
+double rate(size_t count, const std::function<double(size_t)>& work) {
+    std::vector<double> done(count);
     bool whole;
     double seconds;
     {
         nb::gil_scoped_release release;
         Pool::Lease pool;
         const auto start = std::chrono::steady_clock::now();
-        whole = pool.run(threads, [&](size_t task) { done[task] = work(task); }, interrupted);
+        whole = pool.run(count, [&](size_t task) { done[task] = work(task); }, interrupted);
         seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     }
     if (!whole) throw nb::python_error();
     return std::accumulate(done.begin(), done.end(), 0.0) / seconds;
 }
 
+// Work on registers, in as many tasks as share out evenly even if something else takes a core for a while.
+double arithmetic_rate(double (*work)(size_t), size_t rounds) {
+    const size_t count = 32 * Pool::get().threads();
+    return rate(count, [&](size_t) { return work(rounds / count + 1); });
+}
+
 double read_rate(const Blocks& memory) {
-    const size_t words = memory.size() / 8, share = words / Pool::get().threads();
+    constexpr size_t kShare = 1 << 17;  // words of a task: 1 MiB
+    const size_t words = memory.size() / 8;
     const auto* data = reinterpret_cast<const uint64_t*>(memory.data());
     if (reinterpret_cast<uintptr_t>(data) % 8) throw nb::value_error("the memory does not lie at a multiple of 8 bytes");
-    return rate([&](size_t task) {
+    return rate((words + kShare - 1) / kShare, [&](size_t task) {
+        const size_t end = std::min(words, (task + 1) * kShare);
         uint64_t sum = 0;
-        for (size_t i = task * share; i < (task + 1) * share; i++) sum += data[i];
+        for (size_t i = task * kShare; i < end; i++) sum += data[i];
         volatile uint64_t kept = sum;
         (void)kept;
-        return static_cast<double>(share * 8);
+        return static_cast<double>((end - task * kShare) * 8);
     });
 }
 
@@ -216,13 +223,11 @@ NB_MODULE(_native, m) {
         return names;
     }, "The instruction sets with kernels that this processor has, the fastest first.");
     m.def("integer_rate", [](const std::string& isa, size_t rounds) {
-        const Kernels& kernels = kernels_named(isa);
-        return rate([&](size_t) { return kernels.integer_work(rounds); });
-    }, "isa"_a, "rounds"_a, "Integer operations a second that all threads do at most.");
+        return arithmetic_rate(kernels_named(isa).integer_work, rounds);
+    }, "isa"_a, "rounds"_a, "Integer operations a second that all threads do together, in `rounds` rounds of a loop.");
     m.def("float_rate", [](const std::string& isa, size_t rounds) {
-        const Kernels& kernels = kernels_named(isa);
-        return rate([&](size_t) { return kernels.float_work(rounds); });
-    }, "isa"_a, "rounds"_a, "Float operations a second that all threads do at most.");
+        return arithmetic_rate(kernels_named(isa).float_work, rounds);
+    }, "isa"_a, "rounds"_a, "Float operations a second that all threads do together, in `rounds` rounds of a loop.");
     m.def("read_rate", &read_rate, "memory"_a.noconvert(), "Bytes a second that all threads read of some memory.");
     m.def("threads", [] { return Pool::get().threads(); }, "How many threads compute.");
     m.def("set_threads", &set_threads, "count"_a, "Sets how many threads compute, the caller's included.");
