@@ -1,5 +1,5 @@
 // AVX2 with FMA: 8 rows a register. There is no dot product of four bytes, but pairs go to 16 bits and pairs of these to
-// 32. Nibbles cannot overflow the 16 bits. Codes of 8 bits could, so they are made signed again and their sign is moved
+// 32. Codes of 4 and 6 bits cannot overflow the 16 bits. Codes of 8 bits could, so they are made signed again and their sign is moved
 // to the activation: 128 * 127 * 2 just fits.
 #include <immintrin.h>
 
@@ -19,6 +19,12 @@ __m256 bytes(const uint8_t* at) {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
 }
 
+__m256 signed_bytes(const uint8_t* at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+}
+
+__m256i load(const uint8_t* at) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(at)); }
+
 __m256i four_values(const int8_t* at) {
     int32_t word;
     __builtin_memcpy(&word, at, 4);
@@ -34,7 +40,8 @@ __m256i add_products(__m256i total, __m256i codes, __m256i values) {
 // T tokens times one block, through all columns.
 template <Layout L, int T>
 void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
-    const size_t groups = x.groups, code_bytes = kRows * (L == Layout::q8 ? 32 : 16);
+    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
+    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
     const uint8_t* codes = w.codes + block * groups * code_bytes;
     const uint8_t* scales = w.scales + block * w.scale_bytes();
     const int8_t* values = x.values + token * groups * kGroup;
@@ -42,47 +49,60 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
     __m256 total[T];
     for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
     for (size_t g = 0; g < groups; g++, codes += code_bytes) {
-        __m256i dot[T];
-        for (int t = 0; t < T; t++)
-            dot[t] = L == Layout::q4 ? _mm256_set1_epi32(x.offsets[first + t * groups + g]) : _mm256_setzero_si256();
         const int8_t* group_values = values + g * kGroup;
-        if constexpr (L == Layout::q8) {
-            for (int step = 0; step < 8; step++) {
-                __m256i code = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + step * 32));
-                code = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
-                const __m256i magnitude = _mm256_abs_epi8(code);
-                for (int t = 0; t < T; t++) {
-                    __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, code));
+        for (int half = 0; half < kHalves; half++) {
+            __m256i dot[T];
+            for (int t = 0; t < T; t++) {
+                const size_t at = first + t * groups + g;
+                dot[t] = _mm256_setzero_si256();
+                if constexpr (L == Layout::q4) dot[t] = _mm256_set1_epi32(x.offsets[at]);
+                if constexpr (L == Layout::q6_k) dot[t] = _mm256_set1_epi32(4 * x.half_offsets[2 * at + half]);
+            }
+            if constexpr (nibbles(L)) {
+                const __m256i mask = _mm256_set1_epi8(15);
+                for (int step = 0; step < 4; step++) {
+                    const __m256i both = load(codes + step * 32);
+                    const __m256i low = _mm256_and_si256(both, mask);
+                    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+                    for (int t = 0; t < T; t++) {
+                        const int8_t* at = group_values + t * groups * kGroup + step * 4;
+                        dot[t] = add_products(dot[t], low, four_values(at));
+                        dot[t] = add_products(dot[t], high, four_values(at + 16));
+                    }
+                }
+            } else {
+                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
+                    const __m256i code = load(codes + step * 32);
+                    const __m256i with_sign = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
+                    const __m256i magnitude = _mm256_abs_epi8(with_sign);
+                    for (int t = 0; t < T; t++) {
+                        const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        if constexpr (L == Layout::q8)
+                            dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, with_sign));
+                        else
+                            dot[t] = add_products(dot[t], code, value);
+                    }
                 }
             }
-        } else {
-            const __m256i mask = _mm256_set1_epi8(15);
-            for (int step = 0; step < 4; step++) {
-                const __m256i both = _mm256_load_si256(reinterpret_cast<const __m256i*>(codes + step * 32));
-                const __m256i low = _mm256_and_si256(both, mask);
-                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-                for (int t = 0; t < T; t++) {
-                    const int8_t* at = group_values + t * groups * kGroup + step * 4;
-                    dot[t] = add_products(dot[t], low, four_values(at));
-                    dot[t] = add_products(dot[t], high, four_values(at + 16));
-                }
+            __m256 scale, minimum;
+            const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
+            if constexpr (L == Layout::q4_k) {
+                const uint8_t* at = scales + superblock * 20;
+                scale = _mm256_mul_ps(halves(at), bytes(at + kRows * 4 + in));
+                minimum = _mm256_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
+            } else if constexpr (L == Layout::q6_k) {
+                const uint8_t* at = scales + superblock * 18;
+                scale = _mm256_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+            } else {
+                scale = halves(scales + g * kRows * 2);
             }
-        }
-        __m256 scale, minimum;
-        if constexpr (L == Layout::q4_k) {
-            const uint8_t* at = scales + g / kGroupsPerSuperblock * kRows * 20;
-            const size_t in = g % kGroupsPerSuperblock * kRows;
-            scale = _mm256_mul_ps(halves(at), bytes(at + kRows * 4 + in));
-            minimum = _mm256_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
-        } else {
-            scale = halves(scales + g * kRows * 2);
-        }
-        for (int t = 0; t < T; t++) {
-            const size_t at = first + t * groups + g;
-            __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_set1_ps(x.scales[at]));
-            total[t] = _mm256_fmadd_ps(product, scale, total[t]);
-            if constexpr (L == Layout::q4_k) total[t] = _mm256_fnmadd_ps(_mm256_set1_ps(x.sums[at]), minimum, total[t]);
+            for (int t = 0; t < T; t++) {
+                const size_t at = first + t * groups + g;
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_set1_ps(x.scales[at]));
+                total[t] = _mm256_fmadd_ps(product, scale, total[t]);
+                if constexpr (L == Layout::q4_k)
+                    total[t] = _mm256_fnmadd_ps(_mm256_set1_ps(x.sums[at]), minimum, total[t]);
+            }
         }
     }
     const size_t row = block * kRows, left = w.rows - row;
@@ -109,6 +129,7 @@ void multiply(const Weights& w, const Activations& x, size_t first, size_t last,
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
     }
 }
 

@@ -18,6 +18,10 @@ __m512 bytes(const uint8_t* at) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
 }
 
+__m512 signed_bytes(const uint8_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+}
+
 __m512i four_values(const int8_t* at) {
     int32_t word;
     __builtin_memcpy(&word, at, 4);
@@ -27,7 +31,8 @@ __m512i four_values(const int8_t* at) {
 // T tokens times B blocks, through all columns.
 template <Layout L, int T, int B>
 void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
-    const size_t groups = x.groups, code_bytes = kRows * (L == Layout::q8 ? 32 : 16);
+    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
+    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
     const uint8_t* codes = w.codes + block * groups * code_bytes;
     const uint8_t* scales = w.scales + block * w.scale_bytes();
     const size_t next_codes = groups * code_bytes, next_scales = w.scale_bytes();
@@ -37,61 +42,70 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
     for (int t = 0; t < T; t++)
         for (int b = 0; b < B; b++) total[t][b] = _mm512_setzero_ps();
     for (size_t g = 0; g < groups; g++) {
-        __m512i dot[T][B];
-        for (int t = 0; t < T; t++) {
-            __m512i start = _mm512_setzero_si512();
-            if constexpr (L != Layout::q4_k) start = _mm512_set1_epi32(x.offsets[first + t * groups + g]);
-            if constexpr (L == Layout::q8) start = _mm512_slli_epi32(start, 4);
-            for (int b = 0; b < B; b++) dot[t][b] = start;
-        }
         const int8_t* group_values = values + g * kGroup;
-        if constexpr (L == Layout::q8) {
-#pragma GCC unroll 8
-            for (int step = 0; step < 8; step++) {
-                __m512i code[B];
-                for (int b = 0; b < B; b++)
-                    code[b] = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
-                for (int t = 0; t < T; t++) {
-                    __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
-                }
-            }
-        } else {
-            const __m512i mask = _mm512_set1_epi8(15);
-#pragma GCC unroll 4
-            for (int step = 0; step < 4; step++) {
-                __m512i low[B], high[B];
-                for (int b = 0; b < B; b++) {
-                    __m512i both = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
-                    low[b] = _mm512_and_si512(both, mask);
-                    high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-                }
-                for (int t = 0; t < T; t++) {
-                    __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], low[b], value);
-                }
-                for (int t = 0; t < T; t++) {
-                    __m512i value = four_values(group_values + t * groups * kGroup + step * 4 + 16);
-                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], high[b], value);
-                }
-            }
-        }
-        for (int b = 0; b < B; b++) {
-            __m512 scale, minimum;
-            if constexpr (L == Layout::q4_k) {
-                const uint8_t* at = scales + b * next_scales + g / kGroupsPerSuperblock * kRows * 20;
-                const size_t in = g % kGroupsPerSuperblock * kRows;
-                scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + in));
-                minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
-            } else {
-                scale = halves(scales + b * next_scales + g * kRows * 2);
-            }
+        for (int half = 0; half < kHalves; half++) {
+            __m512i dot[T][B];
             for (int t = 0; t < T; t++) {
                 const size_t at = first + t * groups + g;
-                __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[at]));
-                total[t][b] = _mm512_fmadd_ps(product, scale, total[t][b]);
-                if constexpr (L == Layout::q4_k)
-                    total[t][b] = _mm512_fnmadd_ps(_mm512_set1_ps(x.sums[at]), minimum, total[t][b]);
+                __m512i start = _mm512_setzero_si512();
+                if constexpr (L == Layout::q4) start = _mm512_set1_epi32(x.offsets[at]);
+                if constexpr (L == Layout::q8) start = _mm512_slli_epi32(_mm512_set1_epi32(x.offsets[at]), 4);
+                if constexpr (L == Layout::q6_k)
+                    start = _mm512_slli_epi32(_mm512_set1_epi32(x.half_offsets[2 * at + half]), 2);
+                for (int b = 0; b < B; b++) dot[t][b] = start;
+            }
+            if constexpr (nibbles(L)) {
+                const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+                for (int step = 0; step < 4; step++) {
+                    __m512i low[B], high[B];
+                    for (int b = 0; b < B; b++) {
+                        __m512i both = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
+                        low[b] = _mm512_and_si512(both, mask);
+                        high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+                    }
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], low[b], value);
+                    }
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4 + 16);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], high[b], value);
+                    }
+                }
+            } else {
+#pragma GCC unroll 8
+                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
+                    __m512i code[B];
+                    for (int b = 0; b < B; b++)
+                        code[b] = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
+                    }
+                }
+            }
+            for (int b = 0; b < B; b++) {
+                __m512 scale, minimum;
+                const uint8_t* of_block = scales + b * next_scales;
+                const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
+                if constexpr (L == Layout::q4_k) {
+                    const uint8_t* at = of_block + superblock * 20;
+                    scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + in));
+                    minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
+                } else if constexpr (L == Layout::q6_k) {
+                    const uint8_t* at = of_block + superblock * 18;
+                    scale = _mm512_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+                } else {
+                    scale = halves(of_block + g * kRows * 2);
+                }
+                for (int t = 0; t < T; t++) {
+                    const size_t at = first + t * groups + g;
+                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[at]));
+                    total[t][b] = _mm512_fmadd_ps(product, scale, total[t][b]);
+                    if constexpr (L == Layout::q4_k)
+                        total[t][b] = _mm512_fnmadd_ps(_mm512_set1_ps(x.sums[at]), minimum, total[t][b]);
+                }
             }
         }
     }
@@ -134,6 +148,7 @@ void multiply(const Weights& w, const Activations& x, size_t first, size_t last,
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
     }
 }
 

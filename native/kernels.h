@@ -4,11 +4,13 @@
 // A linear layer is computed in integers. A group is 32 neighbouring columns; in it a weight is
 //     scale * (code - offset)      (layouts q8 and q4: the offset is 128 or 8)
 //     scale * code - minimum       (layout q4_k)
+//     scale * (code - 32)          (layout q6_k, with a scale for each half of the group)
 // with an unsigned code, and an activation is scale * value with a value from -127 to 127. The products of a group are
 // summed exactly in 32 bits, then the float total of an output takes one group after the other, from the first to the
 // last, by the same operations on every instruction set:
 //     total = fma(float(dot) * activation_scale, weight_scale, total)
 //     total = fma(-activation_sum, minimum, total)                       (layout q4_k)
+// q6_k takes each half of a group as the others take a group.
 // So the bits of a result depend neither on the instruction set, nor on the threads, nor on the rows beside it.
 #pragma once
 
@@ -20,7 +22,9 @@ namespace handlens {
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
 
-enum class Layout { q8, q4, q4_k };
+enum class Layout { q8, q4, q4_k, q6_k };
+
+constexpr bool nibbles(Layout layout) { return layout == Layout::q4 || layout == Layout::q4_k; }
 
 // Rows stand in blocks of `interleave`; the last block is filled up with rows of zeros. Of a group a block holds, for
 // every four columns, the codes of these columns of row 0, then of row 1, ...: one register load, four codes a lane.
@@ -28,6 +32,7 @@ enum class Layout { q8, q4, q4_k };
 //
 // Scales lie apart, so that codes stay aligned. q8, q4: per block and group a float16 a row. q4_k: per block and eight
 // groups the float16 scales of all rows, their float16 minima, then eight times a byte a row for each: the 6-bit factors.
+// q6_k: per block and eight groups the float16 scales, then sixteen times a signed byte a row.
 struct Weights {
     Layout layout;
     size_t rows, columns, interleave;
@@ -37,10 +42,11 @@ struct Weights {
     size_t groups() const { return columns / kGroup; }
     size_t blocks() const { return (rows + interleave - 1) / interleave; }
     // Bytes of one block in a group.
-    size_t code_bytes() const { return interleave * (layout == Layout::q8 ? 32 : 16); }
+    size_t code_bytes() const { return interleave * (nibbles(layout) ? 16 : 32); }
     // Bytes of one block in all groups.
     size_t scale_bytes() const {
-        return layout == Layout::q4_k ? groups() / kGroupsPerSuperblock * interleave * 20 : groups() * interleave * 2;
+        if (layout == Layout::q8 || layout == Layout::q4) return groups() * interleave * 2;
+        return groups() / kGroupsPerSuperblock * interleave * (layout == Layout::q4_k ? 20 : 18);
     }
 };
 
@@ -50,6 +56,7 @@ struct Activations {
     int8_t* values;
     float* scales;
     int32_t* offsets;  // -8 times the sum of a group's values: where the dot product of q4 starts, a sixteenth of q8's
+    int32_t* half_offsets;  // the same for each half of a group: [rows, groups, 2]
     float* sums;       // scale times the sum of a group's values: what a minimum is multiplied with
 };
 

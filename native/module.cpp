@@ -93,13 +93,14 @@ Packed pack(const std::string& type, const Blocks& data, size_t columns, const s
 // Activations in scratch memory.
 Activations lay_out(Pool::Lease& pool, size_t rows, size_t columns) {
     const size_t groups = columns / kGroup, count = rows * groups;
-    uint8_t* memory = pool.scratch(count * (kGroup + 12));
+    uint8_t* memory = pool.scratch(count * (kGroup + 20));
     return {rows,
             groups,
             reinterpret_cast<int8_t*>(memory),
             reinterpret_cast<float*>(memory + count * kGroup),
             reinterpret_cast<int32_t*>(memory + count * (kGroup + 4)),
-            reinterpret_cast<float*>(memory + count * (kGroup + 8))};
+            reinterpret_cast<int32_t*>(memory + count * (kGroup + 8)),
+            reinterpret_cast<float*>(memory + count * (kGroup + 16))};
 }
 
 void check(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<Output>& outs) {

@@ -9,6 +9,7 @@ constexpr Source kSources[] = {
     {"Q8_0", Layout::q8, 32, 34},
     {"Q4_0", Layout::q4, 32, 18},
     {"Q4_K", Layout::q4_k, 256, 144},
+    {"Q6_K", Layout::q6_k, 256, 210},
 };
 
 // The codes of one group of a row, one a byte.
@@ -22,6 +23,12 @@ void read_codes(Layout layout, const uint8_t* row, size_t g, uint8_t* codes) {
             codes[i] = both[i] & 15;
             codes[i + 16] = both[i] >> 4;
         }
+    } else if (layout == Layout::q6_k) {  // low halves, then two high bits each (see gguf/blocks.py), 16 factors, d
+        const uint8_t* block = row + g / 8 * 210;
+        const uint8_t* low = block + g % 8 / 4 * 64 + g % 2 * 32;
+        const uint8_t* high = block + 128 + g % 8 / 4 * 32;
+        const int low_shift = g % 4 / 2 * 4, high_shift = g % 4 * 2;
+        for (size_t i = 0; i < kGroup; i++) codes[i] = (low[i] >> low_shift & 15) | (high[i] >> high_shift & 3) << 4;
     } else {  // d, dmin, 12 bytes of factors, then 32 bytes for every two groups
         const uint8_t* both = row + g / 8 * 144 + 16 + g % 8 / 2 * 32;
         const int shift = g % 2 * 4;
@@ -42,7 +49,7 @@ void read_factors(const uint8_t* packed, size_t g, uint8_t* scale, uint8_t* mini
 
 void write_codes(Layout layout, const uint8_t* codes, size_t interleave, size_t r, uint8_t* block) {
     for (size_t step = 0; step < 8; step++) {
-        if (layout == Layout::q8) {
+        if (!nibbles(layout)) {
             std::memcpy(block + (step * interleave + r) * 4, codes + step * 4, 4);
         } else if (step < 4) {
             uint8_t* to = block + (step * interleave + r) * 4;
@@ -53,9 +60,16 @@ void write_codes(Layout layout, const uint8_t* codes, size_t interleave, size_t 
 }
 
 void write_scales(Layout layout, const uint8_t* row, size_t groups, size_t interleave, size_t r, uint8_t* scales) {
-    if (layout != Layout::q4_k) {
+    if (layout == Layout::q8 || layout == Layout::q4) {
         const size_t nbytes = layout == Layout::q8 ? 34 : 18;
         for (size_t g = 0; g < groups; g++) std::memcpy(scales + (g * interleave + r) * 2, row + g * nbytes, 2);
+        return;
+    }
+    if (layout == Layout::q6_k) {
+        for (size_t s = 0; s < groups / kGroupsPerSuperblock; s++, row += 210, scales += interleave * 18) {
+            std::memcpy(scales + r * 2, row + 208, 2);
+            for (size_t part = 0; part < 16; part++) scales[interleave * (2 + part) + r] = row[192 + part];
+        }
         return;
     }
     for (size_t s = 0; s < groups / kGroupsPerSuperblock; s++, row += 144, scales += interleave * 20) {

@@ -29,21 +29,27 @@ inline void quantize_row(const float* x, const Activations& into, size_t row) {
         std::memcpy(&largest, &bits, 4);
         bool finite = bits < 0x7f800000;
         float inverse = finite && largest >= kTiny ? 127.0f / largest : 0.0f;
-        int32_t sum = 0;
+        int32_t half_sums[2] = {0, 0};
         if (finite) {
-            for (size_t i = 0; i < kGroup; i++) {
-                int32_t value = static_cast<int32_t>((x[i] * inverse + kRounder) - kRounder);
-                values[i] = static_cast<int8_t>(value);
-                sum += value;
+            for (size_t half = 0; half < 2; half++) {
+                for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i++) {
+                    int32_t value = static_cast<int32_t>((x[i] * inverse + kRounder) - kRounder);
+                    values[i] = static_cast<int8_t>(value);
+                    half_sums[half] += value;
+                }
             }
         } else {
             std::memset(values, 0, kGroup);
         }
         // A poisoned group poisons every output of its row, as it does in float.
         float scale = !finite ? __builtin_nanf("") : inverse != 0.0f ? largest / 127.0f : 0.0f;
-        into.scales[row * into.groups + g] = scale;
-        into.offsets[row * into.groups + g] = -8 * sum;
-        into.sums[row * into.groups + g] = scale * static_cast<float>(sum);
+        const size_t at = row * into.groups + g;
+        const int32_t sum = half_sums[0] + half_sums[1];
+        into.scales[at] = scale;
+        into.offsets[at] = -8 * sum;
+        into.half_offsets[2 * at] = -8 * half_sums[0];
+        into.half_offsets[2 * at + 1] = -8 * half_sums[1];
+        into.sums[at] = scale * static_cast<float>(sum);
     }
 }
 

@@ -5,10 +5,10 @@
 namespace handlens {
 namespace {
 
-// One group of one row: sets its scale and minimum, gives its codes.
+// One group of one row: gives its codes, the scale of each half, and its minimum.
 void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale, float* minimum) {
     const uint8_t* packed = w.codes + (row * w.groups() + g) * w.code_bytes();
-    if (w.layout == Layout::q8) {
+    if (!nibbles(w.layout)) {
         std::memcpy(codes, packed, kGroup);
     } else {
         for (size_t i = 0; i < 16; i++) {
@@ -17,10 +17,15 @@ void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale
         }
     }
     const uint8_t* scales = w.scales + row * w.scale_bytes();
-    if (w.layout == Layout::q4_k) {
-        scales += g / kGroupsPerSuperblock * 20;
-        *scale = from_half(scales) * static_cast<float>(scales[4 + g % kGroupsPerSuperblock]);
-        *minimum = from_half(scales + 2) * static_cast<float>(scales[12 + g % kGroupsPerSuperblock]);
+    const size_t superblock = g / kGroupsPerSuperblock, in = g % kGroupsPerSuperblock;
+    if (w.layout == Layout::q6_k) {
+        scales += superblock * 18;
+        for (size_t half = 0; half < 2; half++)
+            scale[half] = from_half(scales) * static_cast<float>(static_cast<int8_t>(scales[2 + in * 2 + half]));
+    } else if (w.layout == Layout::q4_k) {
+        scales += superblock * 20;
+        *scale = from_half(scales) * static_cast<float>(scales[4 + in]);
+        *minimum = from_half(scales + 2) * static_cast<float>(scales[12 + in]);
     } else {
         *scale = from_half(scales + 2 * g);
     }
@@ -31,17 +36,21 @@ void multiply(const Weights& w, const Activations& x, size_t first, size_t last,
         for (size_t token = 0; token < x.rows; token++) out[token * w.rows + row] = 0;
         for (size_t g = 0; g < x.groups; g++) {
             uint8_t codes[kGroup];
-            float scale, minimum = 0;
-            unpack(w, row, g, codes, &scale, &minimum);
+            float scale[2], minimum = 0;
+            unpack(w, row, g, codes, scale, &minimum);
             for (size_t token = 0; token < x.rows; token++) {
                 size_t at = token * x.groups + g;
                 const int8_t* values = x.values + at * kGroup;
-                int32_t dot = 0;
-                if (w.layout == Layout::q8) dot = 16 * x.offsets[at];
-                if (w.layout == Layout::q4) dot = x.offsets[at];
-                for (size_t i = 0; i < kGroup; i++) dot += codes[i] * values[i];
                 float& total = out[token * w.rows + row];
-                total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale, total);
+                const size_t halves = w.layout == Layout::q6_k ? 2 : 1, part = kGroup / halves;
+                for (size_t half = 0; half < halves; half++) {
+                    int32_t dot = 0;
+                    if (w.layout == Layout::q8) dot = 16 * x.offsets[at];
+                    if (w.layout == Layout::q4) dot = x.offsets[at];
+                    if (w.layout == Layout::q6_k) dot = 4 * x.half_offsets[2 * at + half];
+                    for (size_t i = half * part; i < (half + 1) * part; i++) dot += codes[i] * values[i];
+                    total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[half], total);
+                }
                 if (w.layout == Layout::q4_k) total = __builtin_fmaf(-x.sums[at], minimum, total);
             }
         }

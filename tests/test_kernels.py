@@ -25,7 +25,7 @@ needs_native = pytest.mark.skipif(
 )
 QUANTIZED = [name for name in BLOCKS if name not in ops.FLOAT_TYPES]
 #: Types that the kernels compute with as they are; others become Q8_0 first.
-DIRECT = ["Q8_0", "Q4_0", "Q4_K"]
+DIRECT = ["Q8_0", "Q4_0", "Q4_K", "Q6_K"]
 #: The error of a linear layer against float32, root mean square as a share of the output's: int8 activations cost half
 #: a percent, the way through Q8_0 about as much again.
 BOUND = {name: 0.008 if name in DIRECT else 0.012 for name in QUANTIZED}
@@ -76,7 +76,8 @@ def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parts(tensor: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """The signed codes [rows, groups, 32], scales and minima [rows, groups] of a tensor of a direct type."""
+    """The signed codes [rows, groups, 32], scales [rows, groups * parts] and minima [rows, groups] of a tensor that is
+    packed as it is; Q6_K has two parts in a group, the others one."""
     rows = len(tensor.data)
     records = np.ascontiguousarray(tensor.data).reshape(-1).view(getattr(blocks, f"_{tensor.type}"))
     d = records["d"].astype(np.float32)[:, None]
@@ -84,6 +85,9 @@ def parts(tensor: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         codes, scales, minima = records["qs"], d, None
     elif tensor.type == "Q4_0":
         codes, scales, minima = blocks._unpack(records["qs"], 4, 16).astype(np.int64) - 8, d, None
+    elif tensor.type == "Q6_K":
+        codes = blocks._unpack(records["ql"], 4, 64) | blocks._unpack(records["qh"], 2, 32) << 4
+        codes, scales, minima = codes.astype(np.int64) - 32, d * records["scales"], None
     else:
         codes = blocks._unpack(records["qs"], 4, 32)
         factors, minima = blocks._scales_and_minima(records["scales"])
@@ -101,11 +105,14 @@ def twin(x: np.ndarray, tensor: Tensor) -> np.ndarray:
     """What the kernels compute, step by step as native/kernels.h says."""
     values, value_scales = quantised(x)
     codes, scales, minima = parts(tensor)
+    parts_of_group = scales.shape[1] // codes.shape[1]
     total = np.zeros((len(x), len(codes)), np.float32)
     for g in range(codes.shape[1]):
-        dot = (values[:, g] @ codes[:, g].T).astype(np.float32)
         scale = value_scales[:, g, None]
-        total = fma(dot * scale, scales[:, g], total)
+        for part in range(parts_of_group):
+            columns = slice(part * 32 // parts_of_group, (part + 1) * 32 // parts_of_group)
+            dot = (values[:, g, columns] @ codes[:, g, columns].T).astype(np.float32)
+            total = fma(dot * scale, scales[:, g * parts_of_group + part], total)
         if minima is not None:
             sums = scale * values[:, g].sum(axis=-1, keepdims=True).astype(np.float32)
             total = fma(-sums, minima[:, g], total)
@@ -129,7 +136,7 @@ def test_the_native_module_is_built():
 @pytest.mark.parametrize("name", DIRECT)
 @pytest.mark.parametrize("rows", [1, 7, 8, 16, 17, 33, 100])
 def test_kernels_equal_their_numpy_twin_bit_for_bit(name, isa, rows):
-    columns = 768 if name == "Q4_K" else 416
+    columns = 768 if name.endswith("_K") else 416
     tensor = random_tensor(name, rows, columns)
     weight = ops.pack(tensor, isa)
     for n in (1, 2, 3, 4, 5, 6, 7, 13):
