@@ -4,7 +4,14 @@ import pytest
 
 from handlens.chat import Chat, load
 from handlens.config import FAMILIES
+from handlens.cpu.backend import KERNELS_VARIABLE
 from tests import tiny
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    """Computes quantised weights as the numbers they stand for; the kernels round activations to 8 bits besides."""
+    monkeypatch.setenv(KERNELS_VARIABLE, "off")
 
 
 @pytest.fixture(scope="session")

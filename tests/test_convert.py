@@ -163,7 +163,7 @@ def test_f32_files_become_the_checkpoint_that_they_were_made_of(made, folder, an
 
 
 @pytest.mark.parametrize(("type", "stored"), [(None, "F16"), ("F32", "F32"), ("BF16", "BF16")])
-def test_blocks_become_f16_or_what_is_asked_for(made, folder, tmp_path, type, stored):
+def test_blocks_become_f16_or_what_is_asked_for(made, folder, tmp_path, exact, type, stored):
     pair = to_gguf(folder, tmp_path / "a.gguf", type="Q8_0").paths
     assert to_checkpoint(*pair, tmp_path / "back", type=type).type == stored
     config, tensors = read_checkpoint(tmp_path / "back")

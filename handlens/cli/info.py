@@ -86,17 +86,15 @@ def look(
 
 def about_program() -> dict[str, Any]:
     """Versions, and what computes on this machine."""
-    import numpy as np
-
     import handlens
+    from handlens.cpu.backend import describe_arithmetic
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     return {
         "handlens": handlens.__version__,
         "python": platform.python_version(),
         "cpu": f"{cpu_name()}, {cores} cores",
-        "arithmetic": f"numpy {np.__version__} with {blas}, float32",
+        "arithmetic": describe_arithmetic(),
     }
 
 

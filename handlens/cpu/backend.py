@@ -1,32 +1,41 @@
 """The device side's backend: the tensors of a file pair, the vision tower, the resampler and the language model."""
 
+import os
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from handlens.backend import Progress
 from handlens.config import ModelConfig
+from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
 from handlens.cpu.vision import Resampler, VisionTower
+from handlens.errors import InputError
 from handlens.gguf.blocks import Tensor
 from handlens.images import SlicedImage, patches
 
 #: Models up to this many float32 bytes are held dequantised; larger ones are dequantised piece by piece in each call.
 DENSE_BYTES = 1 << 30
+#: Set to "off", all arithmetic is numpy's.
+KERNELS_VARIABLE = "HANDLENS_KERNELS"
+#: Matrices that are only looked up in, row by row. The first is multiplied with where there is no `output.weight`.
+TABLES = ("token_embd.weight", "v.position_embd.weight")
 
 
 class CpuBackend:
-    """Implements `backend.Backend` in numpy. `language` and `vision` are tensors by the names of GGUF files, with the
-    vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
+    """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
+    GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
 
     def __init__(self, config: ModelConfig, language: Mapping[str, Tensor], vision: Mapping[str, Tensor] | None = None):
         self.config = config
-        self.llama = Llama(config.llm, _in_memory(language))
+        arithmetic = choose_arithmetic()
+        self.llama = Llama(config.llm, _in_memory(language, arithmetic), arithmetic)
         if config.vision is not None:
-            weights = _in_memory(vision)
-            self.tower = VisionTower(config.vision, weights)
-            self.resampler = Resampler(config.resampler, weights)
+            weights = _in_memory(vision, arithmetic)
+            self.tower = VisionTower(config.vision, weights, arithmetic)
+            self.resampler = Resampler(config.resampler, weights, arithmetic)
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors [slices * Q, D] of each image; progress is told after each slice."""
@@ -65,9 +74,33 @@ def check_shapes(config: ModelConfig, language: Mapping[str, Any], vision: Mappi
         Resampler(config.resampler, vision)
 
 
-def _in_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor | np.ndarray]:
-    """Vectors, and everything of a small model, as float32 arrays; large matrices as they are, mapped from the file."""
+def choose_arithmetic() -> ModuleType:
+    """The functions to compute with: `ops` where the kernels were built and are not switched off, else `reference`."""
+    wanted = os.environ.get(KERNELS_VARIABLE) or "on"
+    if wanted not in ("on", "off"):
+        raise InputError(f"{KERNELS_VARIABLE} is {wanted!r}; on and off are wanted")
+    return ops if ops.native and wanted == "on" else reference
+
+
+def describe_arithmetic() -> str:
+    """What computes on this machine, for people."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
+    if choose_arithmetic() is ops:
+        kernels = ops.description()
+    else:
+        kernels = f"kernels off ({KERNELS_VARIABLE})" if ops.native else "no kernels (built without a compiler)"
+    return f"numpy {np.__version__} with {blas}, float32; {kernels}"
+
+
+def _in_memory(tensors: Mapping[str, Tensor], arithmetic: ModuleType) -> dict[str, reference.Weight | ops.PackedWeight]:
+    """Quantised matrices packed for the kernels, where they run; of the rest vectors, and everything of a small model,
+    as float32 arrays, and large matrices as they are, mapped from the file."""
     small = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors.values()) <= DENSE_BYTES
-    return {
-        name: tensor.dequantize() if small or len(tensor.shape) == 1 else tensor for name, tensor in tensors.items()
-    }
+    tables = {name for name in TABLES if name != "token_embd.weight" or "output.weight" in tensors}
+
+    def place(name: str, tensor: Tensor) -> reference.Weight | ops.PackedWeight:
+        if arithmetic is ops and name not in tables and ops.packs(tensor):
+            return ops.pack(tensor)
+        return tensor.dequantize() if small or len(tensor.shape) == 1 else tensor
+
+    return {name: place(name, tensor) for name, tensor in tensors.items()}

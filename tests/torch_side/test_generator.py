@@ -123,7 +123,7 @@ def test_a_quantised_pair_is_dequantised(tiny_model, tmp_path, kind):
         assert there.reply(conversation(index), GREEDY) == here.reply(conversation(index), GREEDY)
 
 
-def test_the_shipped_model_runs_on_torch():
+def test_the_shipped_model_runs_on_torch(exact):
     assert load(backend="torch").reply(conversation(0), GREEDY) == load().reply(conversation(0), GREEDY)
 
 

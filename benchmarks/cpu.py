@@ -1,0 +1,143 @@
+"""How close the kernels come to the machine: one layer of Llama 3 8B in each type, beside the limits of the same run.
+
+    python -m benchmarks.cpu
+    python -m benchmarks.cpu --llama-bench build/bin/llama-bench --model model-Q4_K_M.gguf
+
+prints Markdown tables. Decoding (1 token) is judged by the bytes of packed weights it reads, prefill (512 tokens) by
+its operations, a multiplication and its addition counting as two. Each round measures the limits and then the kernels,
+and shares are medians of the rounds' ratios, because other work on the machine slows both alike. The integer and float
+peaks come from loops that stay in registers, the read bandwidth from summing 1 GiB.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from handlens.cpu import ops, reference
+from handlens.cpu.threads import thread_count
+from handlens.gguf.blocks import BLOCKS, Tensor
+
+#: Types, and where in a block their float16 scales lie.
+TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
+#: The calls of one layer: rows of each matrix that the same x goes through, and its columns.
+LAYER = (((4096, 1024, 1024), 4096), ((4096,), 4096), ((14336, 14336), 4096), ((4096,), 14336))
+PREFILL = 512
+WEIGHTS = sum(sum(rows) * columns for rows, columns in LAYER)
+RATE_ROUNDS = 2_000_000
+
+Calls = list[tuple[np.ndarray, tuple]]
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--isa", choices=ops.native.isas(), default=ops.native.isas()[0])
+    parser.add_argument("--threads", type=int, default=thread_count())
+    parser.add_argument("--no-numpy", action="store_true", help="leave numpy out, which takes a minute")
+    parser.add_argument("--llama-bench", type=Path, help="llama.cpp's program of that name; needs --model")
+    parser.add_argument("--model", type=Path, help="the GGUF file that llama-bench runs")
+    args = parser.parse_args()
+    if (args.llama_bench is None) != (args.model is None):
+        parser.error("--llama-bench and --model go together")
+    memory = np.ones((1, 1 << 30), np.uint8)
+    limits, lines = [], []
+    for name in TYPES:
+        tensors = random_layer(name)
+        weights = [[ops.pack(tensor, args.isa) for tensor in tensors_of_call] for tensors_of_call in tensors]
+        ops.native.set_threads(args.threads)
+        nbytes = sum(weight.packed.nbytes for call in weights for weight in call)
+        decode, prefill = layer_calls(weights, 1), layer_calls(weights, PREFILL)
+        rounds = []
+        for _ in range(args.rounds):
+            read = ops.native.read_rate(memory)
+            slow = seconds(decode, ops.linears)
+            integer = ops.native.integer_rate(args.isa, RATE_ROUNDS)
+            fast = seconds(prefill, ops.linears)
+            limits.append((read, integer, ops.native.float_rate(args.isa, RATE_ROUNDS)))
+            rounds.append((nbytes / slow, nbytes / slow / read, operations() / fast, operations() / fast / integer))
+        lines.append((name, *np.median(rounds, axis=0), *([] if args.no_numpy else numpy_rates(tensors, nbytes))))
+    show(args, np.array(limits), lines)
+    if args.llama_bench:
+        show_llama_cpp(args)
+
+
+def random_layer(name: str) -> list[list[Tensor]]:
+    """The matrices of each call of a layer, of random blocks."""
+    rng = np.random.default_rng(0)
+    block = BLOCKS[name]
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        data = rng.integers(0, 256, (rows, columns // block.weights, block.nbytes), dtype=np.uint8)
+        for place in TYPES[name]:
+            data[..., place : place + 2] = np.array([0.01], np.float16).view(np.uint8)
+        return Tensor(name, (rows, columns), data.reshape(rows, -1))
+
+    return [[matrix(rows, columns) for rows in call] for call, columns in LAYER]
+
+
+def layer_calls(weights: list[list], n: int) -> Calls:
+    """Random x [n, columns] for each call of a layer, and the call's weights."""
+    rng = np.random.default_rng(1)
+    return [
+        (rng.standard_normal((n, columns), dtype=np.float32), tuple((weight,) for weight in call))
+        for call, (_, columns) in zip(weights, LAYER, strict=True)
+    ]
+
+
+def seconds(calls: Calls, linears: Callable) -> float:
+    """How long one layer's matrices take."""
+    start = time.perf_counter()
+    for x, layers in calls:
+        linears(x, *layers)
+    return time.perf_counter() - start
+
+
+def operations() -> float:
+    return 2 * PREFILL * WEIGHTS
+
+
+def numpy_rates(tensors: list[list[Tensor]], nbytes: int) -> tuple[float, float]:
+    """The bytes a second of decoding and operations a second of prefill in numpy."""
+    decode = seconds(layer_calls(tensors, 1), reference.linears)
+    prefill = seconds(layer_calls(tensors, PREFILL), reference.linears)
+    return nbytes / decode, operations() / prefill
+
+
+def show(args: argparse.Namespace, limits: np.ndarray, lines: list[tuple]) -> None:
+    """Prints what was measured; `limits` is [rounds, 3]."""
+    read, integer, floating = np.median(limits, axis=0) / 1e9
+    print(f"{args.isa}, {args.threads} threads, medians of {args.rounds} rounds a type\n")
+    print(f"| limit | measured |\n|---|---:|\n| memory read | {read:.1f} GB/s |")
+    print(f"| int8 peak | {integer:.0f} GOPS |\n| fp32 peak | {floating:.0f} GFLOPS |\n")
+    print("| type | decode | of the read bandwidth | prefill 512 | of the int8 peak | numpy: decode | prefill 512 |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for name, decode, decode_share, prefill, prefill_share, *plain in lines:
+        numpy = f"{plain[0] / 1e9:.2f} GB/s | {plain[1] / 1e9:.0f} GOPS" if plain else " | "
+        print(
+            f"| {name} | {decode / 1e9:.1f} GB/s | {decode_share:.0%} "
+            f"| {prefill / 1e9:.0f} GOPS | {prefill_share:.0%} | {numpy} |"
+        )
+
+
+def show_llama_cpp(args: argparse.Namespace) -> None:
+    """Runs llama-bench on a whole model and prints its speeds in the same units."""
+    command = [args.llama_bench, "-m", args.model, "-t", args.threads, "-p", PREFILL, "-n", 64, "-o", "json"]
+    ran = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    print("\n| llama.cpp | tokens/s | as above |\n|---|---:|---:|")
+    for test in json.loads(ran.stdout):
+        speed = test["avg_ts"]
+        if test["n_gen"]:
+            rate = f"{speed * test['model_size'] / 1e9:.1f} GB/s"
+        else:
+            rate = f"{2 * speed * test['model_n_params'] / 1e9:.0f} GOPS"
+        print(f"| {'decode' if test['n_gen'] else f'prefill {PREFILL}'} | {speed:.2f} | {rate} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+// AVX2 with FMA: 8 rows a register. There is no dot product of four bytes, but pairs go to 16 bits and pairs of these to
+// 32. Codes of 4 and 6 bits cannot overflow the 16 bits. Codes of 8 bits could, so they are made signed again and their sign is moved
+// to the activation: 128 * 127 * 2 just fits.
+#include <immintrin.h>
+
+#include "quantize.h"
+
+namespace handlens {
+namespace {
+
+constexpr size_t kRows = 8;
+constexpr int kMaxTokens = 4;  // 4 integer and 4 float totals of the 16 registers
+
+__m256 halves(const uint8_t* at) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+}
+
+__m256 bytes(const uint8_t* at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+}
+
+__m256 signed_bytes(const uint8_t* at) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+}
+
+__m256i load(const uint8_t* at) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(at)); }
+
+__m256i four_values(const int8_t* at) {
+    int32_t word;
+    __builtin_memcpy(&word, at, 4);
+    return _mm256_set1_epi32(word);
+}
+
+// Adds the products of unsigned and signed bytes, four a lane.
+__m256i add_products(__m256i total, __m256i codes, __m256i values) {
+    __m256i pairs = _mm256_maddubs_epi16(codes, values);
+    return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+// T tokens times one block, through all columns.
+template <Layout L, int T>
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
+    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
+    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
+    const uint8_t* codes = w.codes + block * groups * code_bytes;
+    const uint8_t* scales = w.scales + block * w.scale_bytes();
+    const int8_t* values = x.values + token * groups * kGroup;
+    const size_t first = token * groups;
+    __m256 total[T];
+    for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
+    for (size_t g = 0; g < groups; g++, codes += code_bytes) {
+        const int8_t* group_values = values + g * kGroup;
+        for (int half = 0; half < kHalves; half++) {
+            __m256i dot[T];
+            for (int t = 0; t < T; t++) {
+                const size_t at = first + t * groups + g;
+                dot[t] = _mm256_setzero_si256();
+                if constexpr (L == Layout::q4) dot[t] = _mm256_set1_epi32(x.offsets[at]);
+                if constexpr (L == Layout::q6_k) dot[t] = _mm256_set1_epi32(4 * x.half_offsets[2 * at + half]);
+            }
+            if constexpr (nibbles(L)) {
+                const __m256i mask = _mm256_set1_epi8(15);
+                for (int step = 0; step < 4; step++) {
+                    const __m256i both = load(codes + step * 32);
+                    const __m256i low = _mm256_and_si256(both, mask);
+                    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+                    for (int t = 0; t < T; t++) {
+                        const int8_t* at = group_values + t * groups * kGroup + step * 4;
+                        dot[t] = add_products(dot[t], low, four_values(at));
+                        dot[t] = add_products(dot[t], high, four_values(at + 16));
+                    }
+                }
+            } else {
+                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
+                    const __m256i code = load(codes + step * 32);
+                    const __m256i with_sign = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
+                    const __m256i magnitude = _mm256_abs_epi8(with_sign);
+                    for (int t = 0; t < T; t++) {
+                        const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        if constexpr (L == Layout::q8)
+                            dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, with_sign));
+                        else
+                            dot[t] = add_products(dot[t], code, value);
+                    }
+                }
+            }
+            __m256 scale, minimum;
+            const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
+            if constexpr (L == Layout::q4_k) {
+                const uint8_t* at = scales + superblock * 20;
+                scale = _mm256_mul_ps(halves(at), bytes(at + kRows * 4 + in));
+                minimum = _mm256_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
+            } else if constexpr (L == Layout::q6_k) {
+                const uint8_t* at = scales + superblock * 18;
+                scale = _mm256_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+            } else {
+                scale = halves(scales + g * kRows * 2);
+            }
+            for (int t = 0; t < T; t++) {
+                const size_t at = first + t * groups + g;
+                __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_set1_ps(x.scales[at]));
+                total[t] = _mm256_fmadd_ps(product, scale, total[t]);
+                if constexpr (L == Layout::q4_k)
+                    total[t] = _mm256_fnmadd_ps(_mm256_set1_ps(x.sums[at]), minimum, total[t]);
+            }
+        }
+    }
+    const size_t row = block * kRows, left = w.rows - row;
+    const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(left < kRows ? static_cast<int>(left) : 8), lanes);
+    for (int t = 0; t < T; t++) _mm256_maskstore_ps(out + (token + t) * w.rows + row, kept, total[t]);
+}
+
+template <Layout L>
+void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+    for (size_t block = first; block < last; block++) {
+        size_t token = 0;
+        for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens>(w, x, block, token, out);
+        switch (x.rows - token) {
+            case 1: tile<L, 1>(w, x, block, token, out); break;
+            case 2: tile<L, 2>(w, x, block, token, out); break;
+            case 3: tile<L, 3>(w, x, block, token, out); break;
+        }
+    }
+}
+
+void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+    switch (w.layout) {
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
+    }
+}
+
+constexpr int kIndependent = 10;
+
+double integer_work(size_t rounds) {
+    __m256i total[kIndependent] = {}, a = _mm256_set1_epi8(3), b = _mm256_set1_epi8(5);
+    for (size_t i = 0; i < rounds; i++)
+        for (int k = 0; k < kIndependent; k++) {
+            total[k] = add_products(total[k], a, b);
+            asm volatile("" : "+x"(total[k]), "+x"(a));  // or the loop would be folded
+        }
+    return static_cast<double>(rounds) * kIndependent * 64;
+}
+
+double float_work(size_t rounds) {
+    __m256 total[kIndependent] = {}, a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
+    for (size_t i = 0; i < rounds; i++)
+        for (int k = 0; k < kIndependent; k++) {
+            total[k] = _mm256_fmadd_ps(total[k], a, b);
+            asm volatile("" : "+x"(total[k]));
+        }
+    return static_cast<double>(rounds) * kIndependent * 16;
+}
+
+}  // namespace
+
+const Kernels kAvx2 = {"avx2", kRows, quantize_row, multiply, integer_work, float_work};
+
+}  // namespace handlens

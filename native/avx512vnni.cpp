@@ -1,0 +1,181 @@
+// AVX-512 with VNNI: 16 rows a register, one instruction for 64 products. The codes are the unsigned operand of the dot
+// product, activations the signed one, broadcast from memory four at a time.
+#include <immintrin.h>
+
+#include "quantize.h"
+
+namespace handlens {
+namespace {
+
+constexpr size_t kRows = 16;
+constexpr int kMaxTokens = 6;  // 6 tokens x 2 blocks: 12 integer and 12 float totals of the 32 registers
+
+__m512 halves(const uint8_t* at) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+}
+
+__m512 bytes(const uint8_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+}
+
+__m512 signed_bytes(const uint8_t* at) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+}
+
+__m512i four_values(const int8_t* at) {
+    int32_t word;
+    __builtin_memcpy(&word, at, 4);
+    return _mm512_set1_epi32(word);
+}
+
+// T tokens times B blocks, through all columns.
+template <Layout L, int T, int B>
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
+    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
+    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
+    const uint8_t* codes = w.codes + block * groups * code_bytes;
+    const uint8_t* scales = w.scales + block * w.scale_bytes();
+    const size_t next_codes = groups * code_bytes, next_scales = w.scale_bytes();
+    const int8_t* values = x.values + token * groups * kGroup;
+    const size_t first = token * groups;
+    __m512 total[T][B];
+    for (int t = 0; t < T; t++)
+        for (int b = 0; b < B; b++) total[t][b] = _mm512_setzero_ps();
+    for (size_t g = 0; g < groups; g++) {
+        const int8_t* group_values = values + g * kGroup;
+        for (int half = 0; half < kHalves; half++) {
+            __m512i dot[T][B];
+            for (int t = 0; t < T; t++) {
+                const size_t at = first + t * groups + g;
+                __m512i start = _mm512_setzero_si512();
+                if constexpr (L == Layout::q4) start = _mm512_set1_epi32(x.offsets[at]);
+                if constexpr (L == Layout::q8) start = _mm512_slli_epi32(_mm512_set1_epi32(x.offsets[at]), 4);
+                if constexpr (L == Layout::q6_k)
+                    start = _mm512_slli_epi32(_mm512_set1_epi32(x.half_offsets[2 * at + half]), 2);
+                for (int b = 0; b < B; b++) dot[t][b] = start;
+            }
+            if constexpr (nibbles(L)) {
+                const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+                for (int step = 0; step < 4; step++) {
+                    __m512i low[B], high[B];
+                    for (int b = 0; b < B; b++) {
+                        __m512i both = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
+                        low[b] = _mm512_and_si512(both, mask);
+                        high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+                    }
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], low[b], value);
+                    }
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4 + 16);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], high[b], value);
+                    }
+                }
+            } else {
+#pragma GCC unroll 8
+                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
+                    __m512i code[B];
+                    for (int b = 0; b < B; b++)
+                        code[b] = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
+                    for (int t = 0; t < T; t++) {
+                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
+                    }
+                }
+            }
+            for (int b = 0; b < B; b++) {
+                __m512 scale, minimum;
+                const uint8_t* of_block = scales + b * next_scales;
+                const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
+                if constexpr (L == Layout::q4_k) {
+                    const uint8_t* at = of_block + superblock * 20;
+                    scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + in));
+                    minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
+                } else if constexpr (L == Layout::q6_k) {
+                    const uint8_t* at = of_block + superblock * 18;
+                    scale = _mm512_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+                } else {
+                    scale = halves(of_block + g * kRows * 2);
+                }
+                for (int t = 0; t < T; t++) {
+                    const size_t at = first + t * groups + g;
+                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[at]));
+                    total[t][b] = _mm512_fmadd_ps(product, scale, total[t][b]);
+                    if constexpr (L == Layout::q4_k)
+                        total[t][b] = _mm512_fnmadd_ps(_mm512_set1_ps(x.sums[at]), minimum, total[t][b]);
+                }
+            }
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        for (int b = 0; b < B; b++) {
+            const size_t row = (block + b) * kRows;
+            const size_t left = w.rows - row;
+            const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+            _mm512_mask_storeu_ps(out + (token + t) * w.rows + row, kept, total[t][b]);
+        }
+    }
+}
+
+// All tokens for B neighbouring blocks.
+template <Layout L, int B>
+void stripe(const Weights& w, const Activations& x, size_t block, float* out) {
+    size_t token = 0;
+    for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens, B>(w, x, block, token, out);
+    switch (x.rows - token) {
+        case 1: return tile<L, 1, B>(w, x, block, token, out);
+        case 2: return tile<L, 2, B>(w, x, block, token, out);
+        case 3: return tile<L, 3, B>(w, x, block, token, out);
+        case 4: return tile<L, 4, B>(w, x, block, token, out);
+        case 5: return tile<L, 5, B>(w, x, block, token, out);
+    }
+}
+
+template <Layout L>
+void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+    size_t block = first;
+    // One token has registers to spare: four blocks at once hide the latency of the dot products.
+    if (x.rows == 1)
+        for (; block + 4 <= last; block += 4) tile<L, 1, 4>(w, x, block, 0, out);
+    for (; block + 2 <= last; block += 2) stripe<L, 2>(w, x, block, out);
+    for (; block < last; block++) stripe<L, 1>(w, x, block, out);
+}
+
+void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+    switch (w.layout) {
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
+    }
+}
+
+constexpr int kIndependent = 16;
+
+double integer_work(size_t rounds) {
+    __m512i total[kIndependent] = {}, a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
+    for (size_t i = 0; i < rounds; i++)
+        for (int k = 0; k < kIndependent; k++) {
+            total[k] = _mm512_dpbusd_epi32(total[k], a, b);
+            asm volatile("" : "+v"(total[k]));  // or the loop would be folded
+        }
+    return static_cast<double>(rounds) * kIndependent * 128;
+}
+
+double float_work(size_t rounds) {
+    __m512 total[kIndependent] = {}, a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+    for (size_t i = 0; i < rounds; i++)
+        for (int k = 0; k < kIndependent; k++) {
+            total[k] = _mm512_fmadd_ps(total[k], a, b);
+            asm volatile("" : "+v"(total[k]));
+        }
+    return static_cast<double>(rounds) * kIndependent * 32;
+}
+
+}  // namespace
+
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, quantize_row, multiply, integer_work, float_work};
+
+}  // namespace handlens

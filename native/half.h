@@ -1,0 +1,26 @@
+// float16 to float32 in plain integers, for where no instruction does it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace handlens {
+namespace {
+
+inline float from_half(const uint8_t* bytes) {
+    uint16_t half;
+    std::memcpy(&half, bytes, 2);
+    uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+    uint32_t exponent = half >> 10 & 31, mantissa = half & 1023;
+    float number;
+    if (exponent == 0) {
+        number = static_cast<float>(mantissa) * 0x1p-24f;
+        return sign ? -number : number;
+    }
+    uint32_t bits = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13;
+    std::memcpy(&number, &bits, 4);
+    return number;
+}
+
+}  // namespace
+}  // namespace handlens

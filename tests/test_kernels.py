@@ -1,0 +1,444 @@
+"""The kernels against numpy: bit for bit where both compute in integers, within stated bounds of float32."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import handlens
+from handlens.cpu import ops, reference
+from handlens.cpu.backend import KERNELS_VARIABLE, CpuBackend, choose_arithmetic, describe_arithmetic
+from handlens.cpu.llama import KVCache, Llama, _layer_shapes
+from handlens.cpu.threads import THREADS_VARIABLE, physical_cores, thread_count
+from handlens.errors import InputError
+from handlens.gguf import blocks
+from handlens.gguf.blocks import BLOCKS, Tensor
+from tests import tiny
+
+needs_native = pytest.mark.skipif(
+    ops.native is None and os.environ.get("HANDLENS_REQUIRE_NATIVE") != "1",
+    reason="the native module was not built: pip install . with a C++ compiler",
+)
+QUANTIZED = [name for name in BLOCKS if name not in ops.FLOAT_TYPES]
+#: Types that the kernels compute with as they are; others become Q8_0 first.
+DIRECT = ["Q8_0", "Q4_0", "Q4_K", "Q6_K"]
+#: The error of a linear layer against float32, root mean square as a share of the output's: int8 activations cost half
+#: a percent, the way through Q8_0 about as much again.
+BOUND = {name: 0.008 if name in DIRECT else 0.012 for name in QUANTIZED}
+
+#: The middle code of types with a minimum: there random weights have their zero, as trained ones do.
+MIDDLE = {"Q4_1": 7.5, "Q5_1": 15.5, "Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}
+
+
+def isas() -> list[str]:
+    return ops.native.isas() if ops.native else ["none"]
+
+
+@pytest.fixture
+def threads():
+    """Sets the thread count for a test."""
+    yield ops.native.set_threads
+    ops.native.set_threads(thread_count())
+
+
+def random_tensor(name: str, rows: int, columns: int, seed: int = 0) -> Tensor:
+    """A matrix of random blocks, its numbers as large as a trained layer's."""
+    layout = getattr(blocks, f"_{name}")
+    rng = np.random.default_rng(seed)
+    count = rows * columns // BLOCKS[name].weights
+    records = rng.integers(0, 256, count * layout.itemsize, dtype=np.uint8).view(layout)
+    records["d"] = rng.uniform(0.5, 1.5, count)
+    if name in MIDDLE:
+        least, sign = ("m", -1) if "m" in layout.names else ("dmin", 1)
+        records[least] = sign * MIDDLE[name] * records["d"].astype(np.float32)
+    data = records.view(np.uint8).reshape(rows, -1)
+    gain = np.float32(1 / np.sqrt(columns)) / BLOCKS[name].dequantize(data).std()
+    for field in {"d", "dmin", "m"} & set(layout.names):
+        records[field] = records[field].astype(np.float32) * gain
+    return Tensor(name, (rows, columns), data)
+
+
+def activations(rows: int, columns: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
+
+
+def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values [n, groups, 32] and scales [n, groups] of activations."""
+    groups = x.reshape(len(x), -1, 32)
+    largest = np.abs(groups).max(axis=-1)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest >= 1e-30)
+    scales = np.where(inverse != 0, largest / np.float32(127), 0).astype(np.float32)
+    return np.rint(groups * inverse[..., None]).astype(np.int64), scales
+
+
+def parts(tensor: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """The signed codes [rows, groups, 32], scales [rows, groups * parts] and minima [rows, groups] of a tensor that is
+    packed as it is; Q6_K has two parts in a group, the others one."""
+    rows = len(tensor.data)
+    records = np.ascontiguousarray(tensor.data).reshape(-1).view(getattr(blocks, f"_{tensor.type}"))
+    d = records["d"].astype(np.float32)[:, None]
+    if tensor.type == "Q8_0":
+        codes, scales, minima = records["qs"], d, None
+    elif tensor.type == "Q4_0":
+        codes, scales, minima = blocks._unpack(records["qs"], 4, 16).astype(np.int64) - 8, d, None
+    elif tensor.type == "Q6_K":
+        codes = blocks._unpack(records["ql"], 4, 64) | blocks._unpack(records["qh"], 2, 32) << 4
+        codes, scales, minima = codes.astype(np.int64) - 32, d * records["scales"], None
+    else:
+        codes = blocks._unpack(records["qs"], 4, 32)
+        factors, minima = blocks._scales_and_minima(records["scales"])
+        scales, minima = d * factors, records["dmin"].astype(np.float32)[:, None] * minima
+        minima = minima.reshape(rows, -1)
+    return codes.reshape(rows, -1, 32).astype(np.int64), scales.reshape(rows, -1), minima
+
+
+def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a * b + c rounded once; float64 holds the product exactly."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)
+
+
+def twin(x: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """What the kernels compute, step by step as native/kernels.h says."""
+    values, value_scales = quantised(x)
+    codes, scales, minima = parts(tensor)
+    parts_of_group = scales.shape[1] // codes.shape[1]
+    total = np.zeros((len(x), len(codes)), np.float32)
+    for g in range(codes.shape[1]):
+        scale = value_scales[:, g, None]
+        for part in range(parts_of_group):
+            columns = slice(part * 32 // parts_of_group, (part + 1) * 32 // parts_of_group)
+            dot = (values[:, g, columns] @ codes[:, g, columns].T).astype(np.float32)
+            total = fma(dot * scale, scales[:, g * parts_of_group + part], total)
+        if minima is not None:
+            sums = scale * values[:, g].sum(axis=-1, keepdims=True).astype(np.float32)
+            total = fma(-sums, minima[:, g], total)
+    return total
+
+
+def linear(x: np.ndarray, tensor: Tensor, isa: str | None = None) -> np.ndarray:
+    return ops.linear(x, ops.pack(tensor, isa))
+
+
+@needs_native
+def test_the_native_module_is_built():
+    assert ops.native is not None, "HANDLENS_REQUIRE_NATIVE is 1, but handlens was installed without its kernels"
+
+
+# The same bits as numpy
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("rows", [1, 7, 8, 16, 17, 33, 100])
+def test_kernels_equal_their_numpy_twin_bit_for_bit(name, isa, rows):
+    columns = 768 if name.endswith("_K") else 416
+    tensor = random_tensor(name, rows, columns)
+    weight = ops.pack(tensor, isa)
+    for n in (1, 2, 3, 4, 5, 6, 7, 13):
+        x = activations(n, columns, seed=n)
+        np.testing.assert_array_equal(ops.linear(x, weight), twin(x, tensor))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("name", DIRECT)
+def test_extreme_codes_and_activations_do_not_overflow(name, isa):
+    columns = BLOCKS[name].weights
+    for fill in (0x00, 0x7F, 0x80, 0xFF):
+        records = np.full(9 * BLOCKS[name].nbytes, fill, np.uint8).view(getattr(blocks, f"_{name}"))
+        records["d"] = 1
+        if name == "Q4_K":
+            records["dmin"] = 1
+        tensor = Tensor(name, (9, columns), records.view(np.uint8).reshape(9, -1))
+        for x in (np.ones((5, columns), np.float32), np.full((5, columns), -3e4, np.float32)):
+            np.testing.assert_array_equal(linear(x, tensor, isa), twin(x, tensor))
+
+
+@needs_native
+@pytest.mark.parametrize("name", DIRECT)
+def test_one_group_of_columns_and_nothing_at_all(name):
+    columns = BLOCKS[name].weights
+    tensor = random_tensor(name, 5, columns)
+    np.testing.assert_array_equal(linear(activations(3, columns), tensor), twin(activations(3, columns), tensor))
+    assert linear(np.empty((0, columns), np.float32), tensor).shape == (0, 5)
+    empty = Tensor(name, (0, columns), np.empty((0, BLOCKS[name].nbytes), np.uint8))
+    assert linear(activations(2, columns), empty).shape == (2, 0)
+
+
+@needs_native
+def test_zeros_tiny_and_huge_activations():
+    tensor = random_tensor("Q8_0", 20, 64)
+    for scale in (0, 1e-38, 1e-31, 1e-20, 1e20, 1e35):
+        x = activations(2, 64) * np.float32(scale)
+        np.testing.assert_array_equal(linear(x, tensor), twin(x, tensor))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_poisons_its_row_and_no_other(isa, poison):
+    x = activations(8, 256)
+    x[3, 77] = poison
+    for name in DIRECT:
+        out = linear(x, random_tensor(name, 40, 256), isa)
+        assert not np.isfinite(out[3]).any() and np.isfinite(np.delete(out, 3, axis=0)).all()
+
+
+@needs_native
+@pytest.mark.parametrize("name", DIRECT)
+def test_any_thread_count_and_any_company_give_the_same_bytes(name, threads):
+    tensors = [random_tensor(name, rows, 512, seed=rows) for rows in (333, 64, 1)]
+    x = activations(50, 512)
+    weights = [(ops.pack(tensor),) for tensor in tensors]
+    wanted = [twin(x, tensor).tobytes() for tensor in tensors]
+    for count in (1, 2, 3, 4):
+        threads(count)
+        assert ops.native.threads() == count
+        assert [out.tobytes() for out in ops.linears(x, *weights)] == wanted
+        alone = np.concatenate([ops.linear(x[i : i + 1], weights[0][0]) for i in range(len(x))])
+        assert alone.tobytes() == wanted[0]
+
+
+@needs_native
+def test_python_threads_and_two_models_share_the_pool(threads):
+    threads(2)
+    tensors = [random_tensor(name, 200, 512) for name in ("Q4_K", "Q8_0")]
+    x = activations(9, 512)
+    pairs = [(ops.pack(tensor), twin(x, tensor)) for tensor in tensors]
+
+    def many(pair):
+        return all(np.array_equal(ops.linear(x, pair[0]), pair[1]) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as callers:
+        assert all(callers.map(many, pairs * 2))
+
+
+# Within a bound of float32
+
+
+@needs_native
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_every_type_is_within_its_bound_of_float32(name):
+    tensor = random_tensor(name, 256, 1024)
+    x = activations(16, 1024)
+    wanted = reference.linear(x, tensor)
+    error = linear(x, tensor) - wanted
+    assert np.sqrt(np.mean(error**2)) <= BOUND[name] * np.sqrt(np.mean(wanted**2))
+
+
+@needs_native
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_greedy_tokens_equal_those_of_numpy_but_for_near_ties(name):
+    config = tiny.config(vocab_size=128).llm
+    width = config.hidden_size
+    rng = np.random.default_rng(3)
+    shapes = {"token_embd.weight": (128, width), "output_norm.weight": (width,), "output.weight": (128, width)}
+    for index in range(config.num_hidden_layers):
+        shapes |= {f"blk.{index}.{key}": shape for key, shape in _layer_shapes(config).items()}
+    exact, packed = {}, {}
+    for seed, (key, shape) in enumerate(shapes.items()):
+        if len(shape) == 1:
+            exact[key] = packed[key] = rng.uniform(0.8, 1.2, shape).astype(np.float32)
+        elif key == "token_embd.weight":
+            exact[key] = packed[key] = rng.standard_normal(shape, dtype=np.float32)
+        else:
+            tensor = random_tensor(name, *shape, seed=seed)
+            exact[key], packed[key] = tensor.dequantize(), ops.pack(tensor)
+    ids = rng.integers(0, 128, 400)
+    logits = []
+    for model in (Llama(config, exact), Llama(config, packed, ops)):
+        logits.append(model.forward([model.embed(ids)], [KVCache(config)], all_logits=True)[0])
+    wanted, ours = logits
+    same = wanted.argmax(axis=1) == ours.argmax(axis=1)
+    assert same.mean() >= 0.95
+    top = np.sort(wanted, axis=1)
+    assert (top[~same, -1] - top[~same, -2] <= 0.15 * wanted[~same].std(axis=1)).all()
+
+
+# What stands around the kernels
+
+
+@needs_native
+def test_functions_of_the_reference_are_all_there():
+    public = {name for name in vars(reference) if not name.startswith("_")}
+    functions = {name for name in public if getattr(vars(reference)[name], "__module__", "") == reference.__name__}
+    assert functions <= set(vars(ops))
+
+
+@needs_native
+def test_linears_mixes_packed_and_plain_weights_in_order():
+    tensor, x = random_tensor("Q4_0", 24, 64), activations(3, 64)
+    plain, bias = activations(10, 64), np.arange(24, dtype=np.float32)
+    outs = ops.linears(x, (plain,), (ops.pack(tensor), bias), (plain, bias[:10]))
+    np.testing.assert_array_equal(outs[0], reference.linear(x, plain))
+    np.testing.assert_array_equal(outs[1], twin(x, tensor) + bias)
+    np.testing.assert_array_equal(outs[2], reference.linear(x, plain, bias[:10]))
+
+
+@needs_native
+def test_embeddings_of_a_packed_table_are_the_files_numbers():
+    tensor = random_tensor("Q4_K", 30, 256)
+    ids = np.array([3, 29, 3, 0])
+    np.testing.assert_array_equal(ops.embedding(ids, ops.pack(tensor)), tensor.dequantize()[ids])
+
+
+@needs_native
+def test_wrong_input_raises_at_the_boundary():
+    tensor = random_tensor("Q8_0", 16, 64)
+    weight = ops.pack(tensor)
+    with pytest.raises(ValueError, match="x has 32 columns, the weight has 64"):
+        ops.linear(activations(2, 32), weight)
+    with pytest.raises(TypeError):
+        ops.linear(activations(2, 64).astype(np.float64), weight)
+    with pytest.raises(TypeError):
+        ops.linear(activations(2, 64)[0], weight)
+    unaligned = np.frombuffer(bytes(4 * 64 + 1), np.uint8)[1:].view(np.float32).reshape(1, 64)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        ops.linear(unaligned, weight)
+    native, x = ops.native, activations(2, 64)
+    with pytest.raises(ValueError, match=r"\[2, 16\] is wanted"):
+        native.linears(x, [weight.packed], [np.empty((2, 17), np.float32)])
+    with pytest.raises(TypeError):
+        native.linears(x, [weight.packed], [np.empty((16, 2), np.float32).T])
+    with pytest.raises(ValueError, match="one output for each weight"):
+        native.linears(x, [weight.packed], [])
+    with pytest.raises(ValueError, match="do not hold 96 columns"):
+        native.pack("Q8_0", tensor.data, 96, "scalar")
+    with pytest.raises(ValueError, match="no kernel takes weights of type Q9"):
+        native.pack("Q9", tensor.data, 64, "scalar")
+    with pytest.raises(ValueError, match="no kernels called 'mmx'; it has .*scalar"):
+        native.pack("Q8_0", tensor.data, 64, "mmx")
+    if len(isas()) > 1:
+        with pytest.raises(ValueError, match="one instruction set"):
+            ops.linears(x, (ops.pack(tensor, isas()[0]),), (ops.pack(tensor, isas()[1]),))
+    with pytest.raises(ValueError, match="1 to 1024"):
+        native.set_threads(0)
+
+
+@needs_native
+def test_activations_that_do_not_lie_in_one_piece_are_taken():
+    tensor = random_tensor("Q8_0", 16, 64)
+    x = activations(64, 6).T
+    np.testing.assert_array_equal(linear(x, tensor), twin(x, tensor))
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_ctrl_c_ends_a_long_product_within_200_ms(tmp_path):
+    code = """if True:
+        import signal, time
+        import numpy as np
+        from handlens.cpu import ops
+        from handlens.gguf.blocks import Tensor
+        weight = ops.pack(Tensor("Q8_0", (16384, 4096), np.zeros((16384, 4352), np.uint8)), "scalar")
+        x = np.ones((512, 4096), np.float32)
+        def at_alarm(*_):
+            global alarm
+            alarm = time.perf_counter()
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, at_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        start = time.perf_counter()
+        try:
+            ops.linear(x, weight)
+        except KeyboardInterrupt:
+            end = time.perf_counter()
+            print(end - start, end - alarm, ops.linear(x[:1], weight).sum())
+    """
+    # Elsewhere than the source tree, whose package would come before the installed one and may lack the kernels.
+    environment = {**os.environ, "PYTHONPATH": str(Path(handlens.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path, env=environment)
+    waited, after, total = map(float, ran.stdout.split())
+    assert waited < 0.5 and after < 0.2 and total == 0
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_computes_too(threads):
+    threads(3)
+    tensor, x = random_tensor("Q4_0", 300, 256), activations(20, 256)
+    weight = ops.pack(tensor)
+    wanted = ops.linear(x, weight).tobytes()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ops.linear(x, weight).tobytes() == wanted and ops.native.threads() == 3 else 1)
+    alarm = threading.Timer(20, os.kill, (child, signal.SIGKILL))
+    alarm.start()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    alarm.cancel()
+    assert ops.linear(x, weight).tobytes() == wanted
+
+
+# Which path runs
+
+
+@needs_native
+def test_the_environment_says_which_arithmetic_runs(monkeypatch):
+    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
+    assert choose_arithmetic() is ops and f"kernels {isas()[0]}, {thread_count()} thread" in describe_arithmetic()
+    for isa in isas():
+        monkeypatch.setenv(ops.ISA_VARIABLE, isa)
+        assert f"kernels {isa}" in describe_arithmetic()
+        assert ops.pack(random_tensor("Q4_0", 4, 32)).packed.isa == isa
+    monkeypatch.setenv(ops.ISA_VARIABLE, "mmx")
+    with pytest.raises(InputError, match=r"HANDLENS_ISA is 'mmx'.*scalar"):
+        ops.pack(random_tensor("Q4_0", 4, 32))
+    monkeypatch.setenv(KERNELS_VARIABLE, "off")
+    assert choose_arithmetic() is reference and "kernels off" in describe_arithmetic()
+
+
+def test_without_the_native_module_numpy_computes(monkeypatch):
+    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
+    monkeypatch.setattr(ops, "native", None)
+    assert choose_arithmetic() is reference and "no kernels" in describe_arithmetic()
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_an_error(monkeypatch):
+    monkeypatch.setenv(KERNELS_VARIABLE, "maybe")
+    with pytest.raises(InputError, match="HANDLENS_KERNELS is 'maybe'"):
+        choose_arithmetic()
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "two", "²", "1025"])
+def test_a_thread_count_that_is_none_is_an_error(wanted, monkeypatch):
+    monkeypatch.setenv(THREADS_VARIABLE, wanted)
+    with pytest.raises(InputError, match="a number from 1 to 1024"):
+        thread_count()
+
+
+def test_threads_of_one_core_count_once(tmp_path, monkeypatch):
+    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        (tmp_path / f"cpu{cpu}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}" / "topology" / "thread_siblings_list").write_text(siblings + "\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    assert physical_cores(tmp_path) == 2 and physical_cores(tmp_path / "unknown") == 4
+
+
+@needs_native
+def test_tables_and_float_weights_are_not_packed(monkeypatch):
+    monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
+    config = tiny.config()
+    shapes = {"token_embd.weight": (1042, 256), "output_norm.weight": (256,), "output.weight": (1042, 256)}
+    for index in range(config.llm.num_hidden_layers):
+        shapes |= {f"blk.{index}.{key}": shape for key, shape in _layer_shapes(config.llm).items()}
+    arrays = {name: activations(1, int(np.prod(shape))).reshape(shape) for name, shape in shapes.items()}
+    tensors = {
+        name: Tensor.from_array(array, "F32" if array.ndim == 1 or "ffn" in name else "Q8_0")
+        for name, array in arrays.items()
+    }
+    text_only = config.__class__(**{**vars(config), "vision": None, "resampler": None, "slices": None})
+    llama = CpuBackend(text_only, tensors).llama
+    assert isinstance(llama.token_embd, np.ndarray) and isinstance(llama.output, ops.PackedWeight)
+    assert isinstance(llama.layers[0]["attn_q"][0], ops.PackedWeight)
+    assert isinstance(llama.layers[0]["ffn_up"][0], np.ndarray)
+    del tensors["output.weight"]
+    assert isinstance(CpuBackend(text_only, tensors).llama.output, ops.PackedWeight)
