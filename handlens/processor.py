@@ -56,8 +56,13 @@ class Processor:
         Raises ContextError when they come to more than `max_tokens`, before any pixel is touched.
         """
         messages, images = read_messages(msgs, self.limits)
+        parts = render(messages, TEMPLATES[self.config.family.template], self.names)
+        return self.inputs(parts, images, max_tokens)
+
+    def inputs(self, parts: Sequence[Part], images: Sequence[Image.Image], max_tokens: int | None = None) -> Inputs:
+        """The inputs of a prompt in parts, whose image slots count through `images`; raises as a call does."""
         plans = self._plan(images)
-        ids, bounds = self._encode(render(messages, TEMPLATES[self.config.family.template], self.names), plans)
+        ids, bounds = self._encode(parts, plans)
         if max_tokens is not None and len(ids) > max_tokens:
             raise ContextError(self._too_long(len(ids), max_tokens, plans))
         vision = self.config.vision

@@ -310,13 +310,7 @@ class Prompts(Processor):
         for index, piece in enumerate(others):
             parts += [ImageSlot(index) if index < len(pictures) else IMAGE_TAG, *self._parts(piece)]
         bos = Special(self.names.bos)
-        ids, bounds = self._encode(parts if parts[:1] == [bos] else [bos, *parts], self._plan(pictures))
-        vision = self.config.vision
-        return Inputs(
-            input_ids=np.array(ids, dtype=np.int32),
-            image_bound=np.array(bounds, dtype=np.int32).reshape(-1, 2),
-            images=tuple(cut(image, self.config.slices, vision.image_mean, vision.image_std) for image in pictures),
-        )
+        return self.inputs(parts if parts[:1] == [bos] else [bos, *parts], pictures)
 
     def _parts(self, text: str) -> list[Part]:
         """The text with the special tokens of the chat format apart; `<image>` and the like are none of them."""

@@ -10,20 +10,10 @@ from transformers.generation.streamers import BaseStreamer
 from handlens.engine.sampling import SamplingParams
 from handlens.model import MiniCPMV
 from handlens.model.processing import collate
-from handlens.processor import Inputs, Processor
-from tests.torch_side import conversation, torch_model
+from handlens.processor import Inputs
+from tests.torch_side import conversation
 
 NEW_TOKENS = 8
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model) -> MiniCPMV:
-    return torch_model(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_model) -> Processor:
-    return Processor(tiny_model.config, tiny_model.tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from handlens.model import MiniCPMV, MiniCPMVConfig
 from handlens.model.minicpmv import merge
 from handlens.model.processing import collate
 from handlens.positions import patch_position_ids
-from handlens.processor import Processor
 from handlens.weights import load_model
 from tests.test_config import PUBLISHED
 from tests.torch_side import conversation, torch_model
@@ -63,16 +62,6 @@ def official_table() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "resampler.attn.in_proj_weight", (3 * wide, wide)
     yield "resampler.attn.in_proj_bias", (3 * wide,)
     yield "resampler.proj", (wide, wide)
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model) -> MiniCPMV:
-    return torch_model(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def processor(tiny_model) -> Processor:
-    return Processor(tiny_model.config, tiny_model.tokenizer)
 
 
 @pytest.fixture(scope="module")
