@@ -68,13 +68,11 @@ class Family:
     position_mode: str
     template: str  # a row of `prompts.TEMPLATES`
     official_version: str | None = None  # `version` in the official config.json
-    drop_vision_last_layer: bool = False
     tower: str = "idefics2"  # whose names the tensors of the vision tower have in a checkpoint: a row of `names.TOWERS`
     vision_act: str = "gelu_pytorch_tanh"  # or "gelu", the exact one
     scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
-    position_side: int = 70  # the learned position table is side x side
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()
 
@@ -99,12 +97,10 @@ FAMILIES = {
             position_mode="interpolated",
             template="minicpm",
             official_version="2.0",
-            drop_vision_last_layer=True,
             tower="timm",
             vision_act="gelu",
             scaled=True,
             query_position=True,
-            position_side=27,
             tokens=TokenNames(bos="<s>", stop=("</s>",)),
         ),
         # Small models of the design of 2.5, made for this package. Their ViT sees the true grid, which is also what
