@@ -109,7 +109,7 @@ FAMILIES = {
             name="handlens-mini",
             title="handlens mini",
             minicpmv_version=2,
-            query_num=96,
+            query_num=64,
             position_mode="grid_2d",
             template="llama3",
             slices=SliceOptions(scale_resolution=224),
