@@ -1,4 +1,4 @@
-"""The command line: `handlens ask`, `chat`, `read`, `convert` and `info`.
+"""The command line: `handlens ask`, `chat`, `read`, `info` and more.
 
 A command imports what is heavy (numpy, Pillow, tokenizers, rich) when it runs, so that `handlens --help` is quick.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, converse, convert, info, read
+from handlens.cli import ask, check, converse, convert, info, joining, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -27,14 +27,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": WIDTH},
 )
-for name, module, command in (
-    ("ask", ask, ask.ask_once),
-    ("chat", converse, converse.converse),
-    ("read", read, read.transcribe),
-    ("convert", convert, convert.convert_model),
-    ("info", info, info.describe),
+for name, command, examples in (
+    ("ask", ask.ask_once, ask.EXAMPLES),
+    ("chat", converse.converse, converse.EXAMPLES),
+    ("read", read.transcribe, read.EXAMPLES),
+    ("info", info.describe, info.EXAMPLES),
+    ("check", check.check_model, check.EXAMPLES),
+    ("convert", convert.convert_model, convert.EXAMPLES),
+    ("join", joining.join_files, joining.EXAMPLES),
+    ("split", joining.split_file, joining.SPLIT_EXAMPLES),
+    ("seal", check.seal_model, check.SEAL_EXAMPLES),
 ):
-    app.command(name, epilog=module.EXAMPLES)(unfolded(command))
+    app.command(name, epilog=examples)(unfolded(command))
 
 #: What typer raises for a wrong command line, whichever module the installed version keeps it in.
 UsageError = typer.BadParameter.__base__

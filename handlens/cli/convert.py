@@ -24,6 +24,7 @@ Examples:
   handlens convert MiniCPM-Llama3-V-2_5 --out minicpm-q8.gguf --type Q8_0
   handlens convert MiniCPM-Llama3-V-2_5 --out minicpm.gguf --single
   handlens convert minicpm.gguf --out my-checkpoint
+  handlens convert mmproj-model-f16.gguf --repair --out mmproj-repaired.gguf
 
 \b
 The type F32, BF16 or Q8_0 is that of the matrices; vectors are F32, the patch kernel is F16, and so are
@@ -51,6 +52,10 @@ def convert_model(
         typer.Option(metavar="|".join(FileType), help="Type of the numbers. Default: as they are stored."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace GGUF files that are there already.")] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Write MODEL, a GGUF file, without the faults that such files are known for."),
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -58,6 +63,12 @@ def convert_model(
     from handlens.conversion import to_checkpoint, to_gguf
     from handlens.weights import find_files
 
+    if repair:
+        given = {"--mmproj": mmproj, "--mmproj-out": mmproj_out, "--single": single, "--type": type}
+        if idle := [option for option, value in given.items() if value]:
+            raise InputError(f"--repair rewrites the keys of one file, so {', '.join(idle)} cannot go with it")
+        repair_file(source, out, force, quiet)
+        return
     files = find_files(source, mmproj)
     of_gguf = {"--mmproj-out": mmproj_out is not None, "--single": single, "--force": force}
     if not files.model.is_dir() and any(of_gguf.values()):
@@ -74,6 +85,18 @@ def convert_model(
             tell(f"handlens: {notice}")
         names = " and ".join(map(str, written.paths))
         tell(f"handlens: wrote {names}, most of it as {written.type}")
+
+
+def repair_file(source: Path, out: Path, force: bool, quiet: bool) -> None:
+    """Writes a GGUF file without its known faults and tells what they were."""
+    from handlens.repair import repair
+
+    changes = repair(source, out, overwrite=force)
+    if quiet:
+        return
+    for change in changes:
+        tell(f"handlens: repaired: {change}")
+    tell(f"handlens: wrote {out}" if changes else f"handlens: {source} has no known fault; nothing was written")
 
 
 @contextmanager

@@ -252,16 +252,20 @@ def _read_vision(file: GGUFFile, family: Family, layers: int) -> VisionConfig:
     )
 
 
+def vision_blocks(file: GGUFFile) -> int:
+    """The number of vision layers that a projector holds, counted from the first to where one is missing."""
+    names = (re.fullmatch(r"v\.blk\.([0-9]{1,4})\..*", name) for name in file.tensors)
+    found = {int(match[1]) for match in names if match}
+    return next(index for index in range(len(found) + 1) if index not in found)
+
+
 def _vision_layers(file: GGUFFile) -> tuple[int, tuple[str, ...]]:
     """The number of layers to run, and a notice if the file's own number was wrong.
 
     Converters before 2025 wrote 26 for 2.5, though all 27 layers are in the file and belong to the model.
     """
-    said = _size(file, "clip.vision.block_count", "num_hidden_layers")
-    names = (re.fullmatch(r"v\.blk\.([0-9]{1,4})\..*", name) for name in file.tensors)
-    found = {int(match[1]) for match in names if match}
-    held = len(found)
-    if found != set(range(held)) or held not in (said, said + 1):
+    said, held = _size(file, "clip.vision.block_count", "num_hidden_layers"), vision_blocks(file)
+    if held not in (said, said + 1):
         raise ModelFileError(f"{file.path}: clip.vision.block_count is {said}, but the file holds {held} vision layers")
     if held == said:
         return said, ()

@@ -1,0 +1,213 @@
+"""Checks a model on the user's machine: its files, its weights, the arithmetic of each stage, and its seal."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from handlens.config import ModelConfig
+from handlens.cpu.backend import DENSE_BYTES, CpuBackend, check_shapes
+from handlens.errors import HandlensError, ModelFileError
+from handlens.gguf.blocks import Tensor
+from handlens.gguf.keys import read_config
+from handlens.gguf.reader import GGUFFile
+from handlens.processor import Processor
+from handlens.proof import bounds
+from handlens.proof.probe import probe_ids
+from handlens.proof.seal import Seal, digest, digest_of_keys, make_seal, read_seal, sample, unsealed_metadata
+from handlens.proof.stages import Parts, Stage, chain, distance, errors, language_stages, truth, vision_stages
+from handlens.tokenizer import Tokenizer
+from handlens.weights import ModelFiles, check_vocabulary, read_tensors
+
+GOOD, NOTICE, BAD = "good", "notice", "bad"
+#: Told what is being done, for people who wait.
+Tell = Callable[[str], None]
+
+#: Numbers of a tensor that are looked at together.
+PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked. `number` is what was measured, `bound` the most that it may be."""
+
+    what: str
+    verdict: str
+    detail: str = ""
+    number: float | None = None
+    bound: float | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A pair of files, read and found whole."""
+
+    language: GGUFFile
+    projector: GGUFFile | None
+    config: ModelConfig
+    tensors: tuple[dict[str, Tensor], dict[str, Tensor] | None]
+    tokenizer: Tokenizer
+
+    @property
+    def files(self) -> list[GGUFFile]:
+        return [file for file in (self.language, self.projector) if file is not None]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether numpy would take minutes for the whole language model."""
+        return sum(4 * prod(tensor.shape) for tensor in self.tensors[0].values()) > DENSE_BYTES
+
+    def stages(self, file: GGUFFile) -> list[Stage]:
+        """The stages whose weights lie in a file."""
+        found = []
+        if file is self.language:
+            found += language_stages(self.config, probe_ids(self.tokenizer))
+        if self.config.vision is not None and (file is self.projector or self.projector is None):
+            found += vision_stages(self.config)
+        return found
+
+
+def open_files(files: ModelFiles) -> Opened:
+    """The files of a model, checked as they are when it is loaded."""
+    if files.model.is_dir():
+        raise ModelFileError(f"{files.model} is a checkpoint; convert it to GGUF files, which can be checked")
+    language = GGUFFile(files.model)
+    projector = GGUFFile(files.mmproj) if files.mmproj else None
+    config = read_config(language, projector)
+    tensors = read_tensors(config, language, projector)
+    check_shapes(config, *tensors)
+    tokenizer = Tokenizer.from_gguf(language.metadata)
+    check_vocabulary(files.model, tokenizer, config)
+    Processor(config, tokenizer)
+    return Opened(language, projector, config, tensors, tokenizer)
+
+
+def check(files: ModelFiles, tell: Tell = lambda what: None) -> Iterator[Finding]:
+    """What was found, one after the other. A file that cannot be used ends it."""
+    tell("reading the files")
+    try:
+        opened = open_files(files)
+    except HandlensError as error:
+        yield Finding("files", BAD, str(error))
+        return
+    names = ", ".join(file.path.name for file in opened.files)
+    yield Finding("files", GOOD, f"{names}: every tensor is there, with the right shape")
+    yield from _known_faults(opened)
+    yield from _weights(opened, tell)
+    slow, fast = truth(opened.config, *opened.tensors), _fast(opened)
+    yield from _arithmetic(opened, slow, fast, tell)
+    for file in opened.files:
+        yield from _against_seal(opened, file, fast if opened.is_large and file is opened.language else slow, tell)
+
+
+def seal_of(opened: Opened, file: GGUFFile, tell: Tell = lambda what: None) -> Seal:
+    """The seal that one of the files should have, computed in numpy."""
+    slow = truth(opened.config, *opened.tensors)
+    return make_seal(unsealed_metadata(file), file.tensors, _told(chain(slow, opened.stages(file)), tell))
+
+
+def _fast(opened: Opened) -> Parts:
+    backend = CpuBackend(opened.config, *opened.tensors)
+    sees = opened.config.vision is not None
+    return Parts(backend.llama, backend.tower if sees else None, backend.resampler if sees else None)
+
+
+def _known_faults(opened: Opened) -> Iterator[Finding]:
+    """Faults that published files have; those that are corrected when a file is read are notices."""
+    for notice in opened.config.notices:
+        yield Finding("known faults", NOTICE, f"{notice}; handlens convert --repair writes a file without the fault")
+    template = opened.language.metadata.get("tokenizer.chat_template")
+    stops = [name for name in opened.config.family.tokens.stop if name in opened.tokenizer.special]
+    if template is None:
+        detail = f"{opened.language.path.name} has no chat template: other programs have to guess the format"
+        yield Finding("chat template", NOTICE, detail)
+    elif not any(stop in template for stop in stops) and "eos_token" not in template:
+        detail = (
+            f"the template ends no turn ({' or '.join(stops)} is missing): other programs never stop with this file"
+        )
+        yield Finding("chat template", BAD, detail)
+    else:
+        yield Finding("chat template", GOOD, "ends every turn")
+
+
+def _weights(opened: Opened, tell: Tell) -> Iterator[Finding]:
+    """Whether all weights are numbers of a size that weights have."""
+    worst, strange = 0.0, []
+    for file in opened.files:
+        for index, (name, tensor) in enumerate(file.tensors.items()):
+            tell(f"looking at the weights of {file.path.name}: {index + 1} of {len(file.tensors)}")
+            largest = _largest(tensor)
+            if len(tensor.shape) > 1:
+                worst = max(worst, largest)
+            if not np.isfinite(largest):
+                strange.append(f"{name} ({tensor.type}) holds numbers that are not finite")
+            elif len(tensor.shape) > 1 and largest > bounds.OUTLIER:
+                strange.append(f"{name} ({tensor.type}) holds a number {largest:.0f} times the size of the others")
+    verdict = BAD if strange else GOOD
+    yield Finding("weights", verdict, "; ".join(strange[:5]) or "all are finite and of one size", worst, bounds.OUTLIER)
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest number of a tensor as a multiple of their root mean square; not finite where one is not."""
+    rows, columns = tensor.data.shape[0], tensor.shape[-1]
+    step = max(1, PIECE // columns)
+    largest, total = 0.0, 0.0
+    with np.errstate(invalid="ignore", over="ignore"):
+        for start in range(0, rows, step):
+            numbers = tensor.dequantize(start, min(start + step, rows))
+            largest = max(largest, float(np.abs(numbers).max()))
+            total += float(np.square(numbers, dtype=np.float64).sum())
+            if not np.isfinite(total):
+                return float("inf")
+    return largest / (total / (rows * columns)) ** 0.5 if total else 0.0
+
+
+def _arithmetic(opened: Opened, slow: Parts, fast: Parts, tell: Tell) -> Iterator[Finding]:
+    """The fast arithmetic of each stage beside numpy. Of a large language model the ends are judged."""
+    for file in opened.files:
+        stages = opened.stages(file)
+        names = [stage.name for stage in stages]
+        if opened.is_large:
+            blocks = [name for name in names if name.startswith("language block")]
+            names = [name for name in names if name not in blocks[1:-1]]
+        for name, error in _told(errors(slow, fast, stages, names), tell):
+            verdict = GOOD if error <= bounds.ARITHMETIC else BAD
+            yield Finding(name, verdict, "fast arithmetic beside numpy", error, bounds.ARITHMETIC)
+
+
+def _against_seal(opened: Opened, file: GGUFFile, parts: Parts, tell: Tell) -> Iterator[Finding]:
+    """A file beside what it was when it was sealed."""
+    where = f"seal of {file.path.name}"
+    try:
+        seal = read_seal(file)
+    except ModelFileError as error:
+        yield Finding(where, BAD, str(error))
+        return
+    if seal is None:
+        detail = "it has none: a rule or weight that was changed since it was made would not be seen (handlens seal)"
+        yield Finding(where, NOTICE, detail)
+        return
+    tell(f"comparing {file.path.name} with its seal")
+    changed = [name for name, tensor in file.tensors.items() if digest(tensor) != seal.tensors[name]]
+    if changed:
+        yield Finding(where, BAD, f"changed since it was sealed: {', '.join(changed[:8])}")
+    if digest_of_keys(unsealed_metadata(file)) != seal.keys:
+        yield Finding(where, BAD, "keys were changed since it was sealed")
+    bound = bounds.FAST_CHAIN if opened.is_large and file is opened.language else bounds.CHAIN
+    stages = opened.stages(file)
+    if [stage.name for stage in stages] != list(seal.stages):
+        yield Finding(where, BAD, f"it was sealed with {len(seal.stages)} stages, now it has {len(stages)}")
+        return
+    for name, output in _told(chain(parts, stages), tell):
+        error = distance(sample(output), seal.stages[name], seal.stages[name])
+        verdict = GOOD if error <= bound else BAD
+        yield Finding(f"{name}, as sealed", verdict, "on the built-in picture and text", error, bound)
+
+
+def _told(results: Iterator[tuple[str, Any]], tell: Tell) -> Iterator[tuple[str, Any]]:
+    """The results (name, value) as they come, each name told."""
+    for name, value in results:
+        tell(f"computed: {name}")
+        yield name, value
