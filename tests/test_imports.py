@@ -46,6 +46,7 @@ FLOORS = {
         "tokenizer",
         "weights",
     },
+    "ollama": {"config", "engine", "errors", "prompts", "weights"},
     "joining": {"atomic", "errors", "gguf", "proof"},
     "repair": {"atomic", "config", "errors", "gguf", "proof"},
     "conversion": {

@@ -3,6 +3,8 @@
 python -m handlens.cli.reference > docs/cli.md
 """
 
+from collections.abc import Iterator
+
 import typer
 
 from handlens.cli import WIDTH, app
@@ -33,14 +35,19 @@ def page() -> str:
     """The whole page."""
     root = typer.main.get_command(app)
     top = typer.Context(root, info_name="handlens", terminal_width=WIDTH, **root.context_settings)
-    contexts = [top]
-    for name, command in root.commands.items():
-        contexts.append(typer.Context(command, parent=top, info_name=name, terminal_width=WIDTH))
     parts = [HEAD]
-    for context in contexts:
+    for context in [top, *_below(top)]:
         text = "\n".join(line.rstrip() for line in context.get_help().splitlines())
         parts.append(f"## {context.command_path}\n\n```text\n{text.strip()}\n```\n")
     return "\n".join([*parts, EXIT_CODES])
+
+
+def _below(context: typer.Context) -> Iterator[typer.Context]:
+    """The contexts of all commands of a group, and of the groups in it."""
+    for name, command in getattr(context.command, "commands", {}).items():
+        inner = typer.Context(command, parent=context, info_name=name, terminal_width=WIDTH)
+        yield inner
+        yield from _below(inner)
 
 
 if __name__ == "__main__":
