@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, check, converse, convert, export, info, joining, read
+from handlens.cli import ask, check, converse, convert, data, export, info, joining, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -41,6 +41,7 @@ for name, command, examples in (
     app.command(name, epilog=examples)(unfolded(command))
 export.app.command("ollama", epilog=export.EXAMPLES)(unfolded(export.export_ollama))
 app.add_typer(export.app, name="export")
+app.add_typer(data.app, name="data")
 
 #: What typer raises for a wrong command line, whichever module the installed version keeps it in.
 UsageError = typer.BadParameter.__base__

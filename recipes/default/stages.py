@@ -1,0 +1,62 @@
+"""The curriculum: what is looked at, what is learned from it, and for how long. The stages of the report, in small."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage. `tasks` are makers with the share of each; `strips` are heights in patches, 0 as in use (batch.py)."""
+
+    name: str
+    share: float  # of the time of the whole plan
+    tasks: Mapping[str, float]
+    strips: tuple[int, ...] = (0,)
+    trains: tuple[str, ...] = ("vpm", "resampler", "llm")
+    answers: float = 1.0  # the weight of the loss on answers
+    dense: float = 0.3  # the weight of the loss on the labels of patches
+    rate: float = 1.0  # a factor of the preset's learning rate
+    dropout: float = 0.1  # of merges in answers
+    strength: float = 1.0  # of degradations
+
+    def __post_init__(self):
+        if not self.answers and not self.dense:
+            raise ValueError(f"the stage {self.name} learns nothing")
+
+
+STAGES = (
+    Stage(
+        name="glyphs",
+        share=0.15,
+        tasks={"word": 0.3, "line": 0.7},
+        strips=(2,),
+        trains=("vpm",),
+        answers=0.0,
+        dense=1.0,
+        strength=0.5,
+    ),
+    Stage(
+        name="words", share=0.25, tasks={"word": 0.4, "line": 0.6}, strips=(2,), dense=1.0, dropout=0.2, strength=0.5
+    ),
+    Stage(name="lines", share=0.15, tasks={"word": 0.4, "line": 0.6}, strips=(2, 3, 0), dense=0.5),
+    Stage(name="pages", share=0.2, tasks={"line": 0.2, "paragraph": 0.5, "page": 0.3}),
+    Stage(name="structures", share=0.15, tasks={"line": 0.2, "page": 0.2, "table": 0.3, "receipt": 0.3}),
+    Stage(name="questions", share=0.1, tasks={"line": 0.3, "page": 0.2, "table": 0.25, "receipt": 0.25}, rate=0.3),
+)
+
+
+def stage_named(name: str) -> Stage:
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise ValueError(f"there is no stage {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
+
+
+def stage_at(position: float) -> Stage:
+    """The stage at a position of the plan, from 0 to 1; behind the end it is the last one."""
+    end = 0.0
+    for stage in STAGES:
+        end += stage.share / sum(stage.share for stage in STAGES)
+        if position < end:
+            return stage
+    return STAGES[-1]

@@ -1,0 +1,338 @@
+"""Trains a model of the family handlens-mini: `python -m recipes.default.train --sources DIR --out DIR`.
+
+A run lasts a given time by the clock and goes on where the last one in OUT stopped, from its weights alone. What OUT
+holds: model/ (opens in handlens as it is), head.safetensors, state.json, metrics.jsonl, loss.png, sheets/.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import shutil
+import signal
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handlens.errors import HandlensError
+from handlens.tokenizer import Tokenizer
+from recipes.default.batch import BLANK, CLASSES
+from recipes.default.check import answer, character_error_rate, exact, held_out, sheet
+from recipes.default.curves import draw_curves
+from recipes.default.feed import Feed, Plan
+from recipes.default.model import DenseHead, Mini
+from recipes.default.presets import PRESETS, Preset, model_config
+from recipes.default.stages import STAGES, Stage, stage_at, stage_named
+from recipes.default.start import initialise
+from recipes.default.weights import STATE, State, load_run, save_run
+
+logger = logging.getLogger("handlens")
+
+#: The weight of a blank cell beside one with a character. There are many more of them, even of those that are looked at.
+BLANK_WEIGHT = 0.3
+WEIGHT_DECAY = 0.05
+#: Tensors of two dimensions that are no matrices but rows to look up; they do not decay.
+TABLES = ("embed_tokens.weight", "position_embedding.weight", "resampler.query")
+BETAS = (0.9, 0.98)
+CLIP = 1.0
+#: The learning rate falls along a cosine to this share of the highest, at the end of the plan.
+FLOOR = 0.05
+#: Steps after the start of a run in which the learning rate rises: the optimiser begins anew each time.
+WARM_UP = 50
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the command, see `--help`."""
+
+    sources: Path
+    out: Path
+    preset: str
+    minutes: float
+    plan_minutes: float
+    stage: str | None
+    threads: int
+    workers: int
+    rate: float | None
+    batch: int | None
+    seed: int
+    log_seconds: float
+    check_minutes: float
+    save_minutes: float
+    compile: bool
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(self, options: Options):
+        self.options = options
+        self.preset: Preset = PRESETS[options.preset]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.set_num_threads(options.threads)
+        torch.set_float32_matmul_precision("high")
+        options.out.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = Tokenizer.from_file(_own_tokenizer(options))
+        self.config = model_config(self.preset, self.tokenizer.vocab_size)
+        self.model = Mini(self.config)
+        self.head = DenseHead(self.config.vision.hidden_size, len(CLASSES))
+        initialise(self.model, self.head, options.seed)
+        self.state = State(options.preset, classes=CLASSES)
+        if (options.out / STATE).exists():
+            self.state = load_run(options.out, self.model, self.head, CLASSES)
+        self.model.to(self.device)
+        self.head.to(self.device)
+        self.optimiser = _optimiser(self.model, self.head, self.device)
+        if options.compile:
+            for layer in [*self.model.vpm.encoder["layers"], *self.model.language.layers]:
+                layer.compile(dynamic=True)
+        self.plan = Plan(
+            self.config,
+            options.sources,
+            options.out / "tokenizer.json",
+            options.batch or self.preset.batch_cost,
+            # Another one each run, so that no run sees the samples of the one before.
+            seed=options.seed + 7919 * self.state.steps,
+        )
+        self.started = time.perf_counter()
+        self.stopped = False
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Minutes of this run."""
+        return (time.perf_counter() - self.started) / 60
+
+    @property
+    def position(self) -> float:
+        """How much of the plan is done: of all runs together, or of this one where it keeps to one stage."""
+        if self.options.stage:
+            return self.elapsed / self.options.minutes
+        return (self.state.minutes + self.elapsed) / self.options.plan_minutes
+
+    @property
+    def stage(self) -> Stage:
+        return stage_named(self.options.stage) if self.options.stage else stage_at(self.position)
+
+    def rate(self, stage: Stage, step: int) -> float:
+        highest = (self.options.rate or self.preset.learning_rate) * stage.rate
+        cosine = 0.5 * (1 + math.cos(math.pi * min(self.position, 1.0)))
+        return highest * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: dict[str, Tensor], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and what it is made of: numbers for the log."""
+        with self._autocast():
+            patch_mask = None if batch["patch_mask"].all() else batch["patch_mask"]
+            with torch.set_grad_enabled("vpm" in stage.trains):
+                features = self.model.features(batch["pixels"], batch["position_ids"], patch_mask)
+            total, parts = features.new_zeros(()), {}
+            if stage.dense and len(batch["cells"]):
+                logits = self.head(features, batch["cells"]).float()
+                classes = batch["classes"]
+                weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0)
+                each = F.cross_entropy(logits, classes, reduction="none")
+                dense = (each * weights).sum() / weights.sum()
+                glyphs = classes != BLANK
+                parts["dense"] = dense.detach()
+                parts["dense_right"] = (logits.argmax(dim=-1) == classes)[glyphs].float().mean()
+                total = total + stage.dense * dense
+            if stage.answers:
+                vectors = self.model.vectors(features, batch["places"], patch_mask)
+                embedded = self.model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
+                hidden = self.model.language(embedded).flatten(0, 1)[batch["label_index"]]
+                each = F.cross_entropy(self.model.logits(hidden).float(), batch["labels"], reduction="none")
+                parts["answers"] = each.mean().detach()
+                parts["each"] = each.detach()
+                total = total + stage.answers * each.mean()
+        return total, parts
+
+    def _autocast(self):
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def step(self, batch: dict[str, Tensor], stage: Stage, number: int) -> dict[str, Tensor]:
+        rate = self.rate(stage, number)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        loss, parts = self.losses(batch, stage)
+        loss.backward()
+        parameters = [p for p in (*self.model.parameters(), *self.head.parameters()) if p.grad is not None]
+        parts["gradient"] = nn.utils.clip_grad_norm_(parameters, CLIP)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return parts
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        options = self.options
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, self._stop)
+        feed = Feed(self.plan, options.workers)
+        before, steps = self.state.minutes, 0
+        window = Window(options.out / "metrics.jsonl")
+        saved = checked = self.elapsed
+        try:
+            while not self.stopped and self.elapsed < options.minutes:
+                stage = self.stage
+                self._freeze(stage)
+                tasks, batch = feed.next(stage)
+                batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+                parts = self.step(batch, stage, steps)
+                steps += 1
+                self.state.steps += 1
+                self.state.samples += len(tasks)
+                self.state.minutes = before + self.elapsed
+                window.add(tasks, batch, parts)
+                if window.seconds > options.log_seconds:
+                    window.close(self.state, stage, self.rate(stage, steps), feed)
+                if stage.answers and self.elapsed - checked > options.check_minutes:
+                    self.check(stage, window)
+                    checked = self.elapsed
+                if self.elapsed - saved > options.save_minutes:
+                    self.save()
+                    saved = self.elapsed
+            window.close(self.state, stage, self.rate(stage, steps), feed)
+            if stage.answers:
+                self.check(stage, window)
+        finally:
+            feed.close()
+            self.save()
+            draw_curves(options.out)
+
+    def _freeze(self, stage: Stage) -> None:
+        for name, part in (("vpm", self.model.vpm), ("resampler", self.model.resampler), ("llm", self.model.llm)):
+            part.requires_grad_(name in stage.trains)
+
+    def _stop(self, *_) -> None:
+        print("stopping: the weights are written after this step", flush=True)
+        self.stopped = True
+
+    def check(self, stage: Stage, window: "Window") -> None:
+        """Reads the held-out set of the stage; writes numbers and a sheet."""
+        held = held_out(replace(self.plan, seed=0), stage)
+        with self._autocast():
+            answered = answer(self.model, self.tokenizer, held, self.device)
+        window.write(
+            self.state,
+            stage,
+            {"cer": round(character_error_rate(answered), 4), "exact": round(exact(answered), 4), "n": len(answered)},
+        )
+        sheets = self.options.out / "sheets"
+        sheets.mkdir(exist_ok=True)
+        title = f"{stage.name}, {self.state.minutes:.0f} min, CER {character_error_rate(answered):.1%}"
+        sheet(answered[:24], title).save(sheets / f"{self.state.minutes:06.1f}-{stage.name}.png")
+        draw_curves(self.options.out)
+
+    def save(self) -> None:
+        half = self.device.type == "cuda"
+        save_run(self.options.out, self.config, self.model, self.head, self.state, half)
+
+
+class Window:
+    """Means over the steps since the last line of the log."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._begin(0.0)
+
+    def _begin(self, waited: float) -> None:
+        self.start, self.waited_before = time.perf_counter(), waited
+        self.parts: dict[str, list[Tensor]] = defaultdict(list)
+        self.counts: dict[str, int] = defaultdict(int)
+        self.by_task: dict[str, list[Tensor]] = defaultdict(list)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def add(self, tasks: list[str], batch: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
+        each = parts.pop("each", None)
+        if each is not None and len(set(tasks)) > 1:
+            names = sorted(set(tasks))
+            numbers = torch.tensor([names.index(task) for task in tasks], device=each.device)[batch["label_row"]]
+            for number, name in enumerate(names):
+                self.by_task[name].append(each[numbers == number].mean())
+        for name, value in parts.items():
+            self.parts[name].append(value)
+        self.counts["steps"] += 1
+        self.counts["samples"] += len(tasks)
+        self.counts["slices"] += len(batch["pixels"])
+        self.counts["patches"] += batch["patch_mask"].numel()
+        self.counts["tokens"] += batch["input_ids"].numel()
+
+    def close(self, state: State, stage: Stage, rate: float, feed: Feed) -> None:
+        """Writes a line and begins the next window."""
+        if self.counts["steps"]:
+            seconds = self.seconds
+            values = {name: round(float(torch.stack(list(found)).mean()), 4) for name, found in self.parts.items()}
+            values |= {f"answers.{name}": round(float(torch.stack(x).nanmean()), 4) for name, x in self.by_task.items()}
+            values |= {f"{name}/s": round(count / seconds, 2) for name, count in self.counts.items()}
+            values |= {"rate": round(rate, 7), "waited": round((feed.waited - self.waited_before) / seconds, 3)}
+            self.write(state, stage, values)
+        self._begin(feed.waited)
+
+    def write(self, state: State, stage: Stage, values: dict) -> None:
+        line = {"minutes": round(state.minutes, 2), "step": state.steps, "stage": stage.name, **values}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
+
+
+def _own_tokenizer(options: Options) -> Path:
+    """The tokenizer of the run: a copy of that beside the sources, made when the run begins."""
+    own = options.out / "tokenizer.json"
+    if not own.exists():
+        shutil.copy(options.sources / "tokenizer.json", own)
+    return own
+
+
+def _optimiser(model: Mini, head: DenseHead, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW; only matrices that features are multiplied by decay."""
+    decaying, others = [], []
+    for name, parameter in [*model.named_parameters(), *head.named_parameters()]:
+        (others if parameter.ndim < 2 or name.endswith(TABLES) else decaying).append(parameter)
+    groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--sources", type=Path, required=True, help="the prepared folder, with a tokenizer.json in it")
+    add("--out", type=Path, required=True, help="the folder of the run; what is in it is gone on from")
+    add("--preset", choices=PRESETS, default="cpu", help="the size of the model (default cpu)")
+    add("--minutes", type=float, default=9.5, help="how long this run lasts (default 9.5)")
+    add("--plan-minutes", type=float, default=180.0, help="how long all runs last: stages and rate follow it (180)")
+    add("--stage", choices=[stage.name for stage in STAGES], help="keep to one stage; the rate falls within this run")
+    add("--threads", type=int, default=1, help="threads of torch on a CPU (default 1)")
+    add("--workers", type=int, default=0, help="processes that draw samples (default 0: this one does)")
+    add("--rate", type=float, help="the highest learning rate (default: the preset's)")
+    add("--batch", type=int, help="patches and tokens in a batch (default: the preset's)")
+    add("--seed", type=int, default=0)
+    add("--log-seconds", type=float, default=15.0)
+    add("--check-minutes", type=float, default=5.0, help="how often the held-out set is read (default 5)")
+    add("--save-minutes", type=float, default=2.0, help="how often weights are written (default 2)")
+    add("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="torch.compile")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    options = parse(arguments)
+    try:
+        Trainer(options).run()
+    except HandlensError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""The recipe of the default model: its torch twin of the model, its batches, its tokenizer, and a minute of training."""
+
+import hashlib
+import json
+import lzma
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from handlens.chat import load
+from handlens.data.sample import HELD_OUT, TRAIN, Sample
+from handlens.engine.sampling import SamplingParams
+from handlens.gguf.reader import GGUFFile
+from handlens.images import cut
+from handlens.tokenizer import Tokenizer
+from recipes.default import tokenizer as tokenizer_recipe
+from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, cut_pictures, plan_slices
+from recipes.default.check import distance
+from recipes.default.decode import greedy
+from recipes.default.export import export
+from recipes.default.feed import Feed, Plan, batches
+from recipes.default.model import CELLS, DenseHead, Mini
+from recipes.default.presets import PRESETS, model_config
+from recipes.default.stages import STAGES, stage_at, stage_named
+from recipes.default.start import initialise
+from recipes.default.train import main
+from recipes.default.weights import State, load_run, save_run
+from tests.multilingual import SENTENCES, lines
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(tokenizer_recipe.train(iter(lines()), 1024), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(tokenizer_file):
+    """A model of the tiny preset, a little away from its start so that every tensor counts, and the folder it is in."""
+    config = model_config(PRESETS["tiny"], Tokenizer.from_file(tokenizer_file).vocab_size)
+    model, head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    initialise(model, head)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor += 0.05 * torch.randn_like(tensor)
+    save_run(tokenizer_file.parent, config, model, head, State("tiny", CLASSES, minutes=3.5), half=False)
+    return config, model, head, tokenizer_file.parent
+
+
+def noise(width: int, height: int) -> Sample:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Sample(image, "What is it?", "A small answer.", "noise", "en")
+
+
+def embedded(model: Mini, examples) -> torch.Tensor:
+    batch = {name: torch.from_numpy(array) for name, array in collate(examples, model.config).items()}
+    features = model.features(batch["pixels"], batch["position_ids"], batch["patch_mask"])
+    vectors = model.vectors(features, batch["places"], batch["patch_mask"])
+    return model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
+
+
+@pytest.mark.parametrize("size", [(90, 30), (200, 210), (500, 300)])
+@torch.no_grad()
+def test_ids_are_those_of_a_chat_and_logits_those_of_the_device_side(run, exact, size):
+    config, model, _, folder = run
+    sample, chat = noise(*size), load(folder / "model")
+    msgs = [{"role": "user", "content": [Image.fromarray(sample.image), sample.question]}]
+    inputs = chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=8))
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    example = Encoder(config, tokenizer).example(sample, 0, np.random.default_rng(0))
+    prompt, answer = example.input_ids[: example.answer_start], example.input_ids[example.answer_start :]
+    assert prompt == inputs.input_ids.tolist()
+    assert tokenizer.decode(answer) == sample.answer and answer[-1] == tokenizer.id("<|eot_id|>")
+    x = embedded(model, [example])[:, : len(prompt)]
+    ours = model.logits(model.language(x))[0, -1].numpy()
+    backend = chat.generator.backend
+    theirs = backend.forward([chat.generator.embeddings(inputs)], [backend.new_cache()])[0]
+    assert theirs.std() > 0.1
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_slices_are_those_of_use(run):
+    config = run[0]
+    image = Image.fromarray(noise(500, 300).image)
+    theirs = cut(image, config.slices, config.vision.image_mean, config.vision.image_std)
+    ours = cut_pictures(image, plan_slices(*image.size, config.slices))
+    for pixels, picture in zip(theirs.slices, ours, strict=True):
+        np.testing.assert_array_equal(np.rint((pixels * 0.5 + 0.5) * 255), np.asarray(picture).transpose(2, 0, 1))
+
+
+def test_padding_and_neighbours_change_nothing(run):
+    config, model, _, folder = run
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    rng = np.random.default_rng(0)
+    examples = [encoder.example(noise(*size), strip, rng) for size, strip in (((90, 30), 2), ((500, 300), 0))]
+    with torch.no_grad():
+        together = model.language(embedded(model, examples))
+        alone = model.language(embedded(model, examples[:1]))[0]
+    torch.testing.assert_close(together[0, : len(alone)], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (448, 448), (448, 224)])
+def test_a_glyph_labels_the_cell_that_shows_it(run, size):
+    """Light dots stand for glyphs: after cutting and scaling, the cells with these labels are the light ones."""
+    config, folder = run[0], run[3]
+    image = np.zeros((size[1], size[0], 3), np.uint8)
+    centres = np.float32([(61.5, 40.5), (205.5, 120.5), (130.5, 210.5)])
+    for x, y in centres.astype(int):
+        image[y - 8 : y + 9, x - 8 : x + 9] = 255
+    sample = Sample(image, "?", "abc", "dots", "en", ("a", "b", "c"), centres)
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    example = encoder.example(sample, 0, np.random.default_rng(0))
+    found = set()
+    for pixels, (rows, cols), cells in zip(example.slices, example.tgt_sizes, example.cells, strict=True):
+        grey = pixels.reshape(rows, cols, 3, 14, 14).mean(2).transpose(0, 2, 1, 3).reshape(rows * 14, cols * 14)
+        places = np.flatnonzero(cells > 0)
+        for place, label in zip(places, cells[places], strict=True):
+            patch, inner = divmod(place, CELLS[0] * CELLS[1])
+            row, col = (patch // cols) * CELLS[1] + inner // CELLS[0], (patch % cols) * CELLS[0] + inner % CELLS[0]
+            assert grey[row * 7 : row * 7 + 7, int(col * 3.5) : int(col * 3.5 + 3.5)].mean() > 100
+            found.add((len(example.slices) == 1, label))
+    assert {label for _, label in found} == {CHARACTERS[letter] for letter in "abc"}
+
+
+@torch.no_grad()
+def test_cached_greedy_answers_are_those_of_full_forwards(run):
+    config, model, _, folder = run
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    rng = np.random.default_rng(0)
+    examples = [encoder.example(noise(*size), 0, rng) for size in ((90, 30), (300, 240))]
+    lengths = torch.tensor([example.answer_start for example in examples])
+    x = embedded(model, examples)
+    answers = greedy(model, x[:, : lengths.max()], lengths, stop=-1, most=6)
+    for number, length in enumerate(lengths.tolist()):
+        sequence, expected = x[number : number + 1, :length], []
+        for _ in range(6):
+            expected.append(int(model.logits(model.language(sequence)[:, -1]).argmax()))
+            sequence = torch.cat([sequence, model.language.embed_tokens(torch.tensor([expected[-1:]]))], dim=1)
+        assert answers[number] == expected
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_run_goes_on_from_what_it_wrote(run, tmp_path, half):
+    config, model, head, folder = run
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    for minutes in (1.0, 2.0):  # the second time there is something to replace
+        save_run(tmp_path, config, model, head, State("tiny", CLASSES, minutes=minutes), half)
+    assert max(path.stat().st_size for path in (tmp_path / "model").iterdir()) <= 15 << 20
+    other, other_head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    assert load_run(tmp_path, other, other_head, CLASSES).minutes == 2.0
+    for name, tensor in model.state_dict().items():
+        wanted = tensor.to(torch.bfloat16).float() if half else tensor
+        torch.testing.assert_close(other.state_dict()[name], wanted, atol=0, rtol=0)
+    fewer = DenseHead(config.vision.hidden_size, 10)
+    load_run(tmp_path, other, fewer, (*CLASSES[:9], "字"))
+    torch.testing.assert_close(fewer.classify.weight[:9], head.classify.weight[:9])
+
+
+def test_the_exported_pair_answers(run, tmp_path):
+    export(run[3], tmp_path / "mini.gguf")
+    with GGUFFile(tmp_path / "mini.gguf") as file:
+        assert file.metadata["tokenizer.ggml.pre"] == "smollm" and "output.weight" not in file.tensors
+    chat = load(tmp_path / "mini.gguf", tmp_path / "mini.mmproj.gguf")
+    msgs = [{"role": "user", "content": [Image.fromarray(noise(90, 30).image), "What?"]}]
+    assert chat.reply(msgs, SamplingParams.greedy(max_new_tokens=4)) is not None
+
+
+def test_ids_are_the_same_from_json_from_gguf_and_in_llama_cpp(run, tmp_path):
+    llama_cpp = pytest.importorskip("tests.llama_cpp", reason="llama.cpp's wheel is not installed")
+    export(run[3], tmp_path / "mini.gguf")
+    ours = Tokenizer.from_file(run[3] / "tokenizer.json")
+    with GGUFFile(tmp_path / "mini.gguf") as file:
+        inside = Tokenizer.from_gguf(file.metadata)
+    theirs = llama_cpp.LlamaCpp(tmp_path / "mini.gguf", tmp_path / "mini.mmproj.gguf")
+    different = []
+    for line in lines(1000):
+        ids = ours.encode(line)
+        assert inside.encode(line) == ids and ours.decode(ids) == line
+        if theirs.tokenize(line) != ids:
+            different.append(line)
+    assert different == []
+
+
+def test_dropout_respells_answers_only(run):
+    config, folder = run[0], run[3]
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"), dropout=0.5)
+    examples = [encoder.example(noise(90, 30), 0, np.random.default_rng(0)) for _ in range(8)]
+    assert len({tuple(one.input_ids[: one.answer_start]) for one in examples}) == 1
+    assert len({tuple(one.input_ids[one.answer_start :]) for one in examples}) > 1
+    assert {encoder.tokenizer.decode(one.input_ids[one.answer_start :]) for one in examples} == {"A small answer."}
+
+
+def test_special_tokens_in_a_picture_are_text(run):
+    config, folder = run[0], run[3]
+    sample = Sample(noise(90, 30).image, "?", "<image> <|eot_id|>", "noise", "en")
+    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
+    example = Encoder(config, tokenizer).example(sample, 0, np.random.default_rng(0))
+    assert not any(map(tokenizer.is_special, example.input_ids[example.answer_start : -1]))
+
+
+def test_stages_follow_the_plan():
+    assert stage_at(0.0) == STAGES[0] and stage_at(1.5) == STAGES[-1]
+    places = np.linspace(0, 1, 1000, endpoint=False)
+    share = np.mean([stage_at(place).name == "words" for place in places])
+    assert share == pytest.approx(stage_named("words").share / sum(stage.share for stage in STAGES), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "a, b, edits", [("", "", 0), ("abc", "", 3), ("", "ab", 2), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+)
+def test_distance_counts_edits(a, b, edits):
+    assert distance(a, b) == edits
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, tokenizer_file) -> Path:
+    """A prepared folder in small: three of the fonts that matplotlib carries, and the tests' own sentences."""
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    folder = tmp_path_factory.mktemp("prepared")
+    names = {"en": "English", "de": "German"}
+    files, fonts = {}, []
+
+    def put(name: str, data: bytes) -> str:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+        files[name] = hashlib.sha256(data).hexdigest()
+        return name
+
+    for stem, split in (("DejaVuSans", TRAIN), ("DejaVuSansMono", TRAIN), ("DejaVuSerif", HELD_OUT)):
+        path = put(f"fonts/{stem}.ttf", (Path(get_data_path()) / f"fonts/ttf/{stem}.ttf").read_bytes())
+        row = {"family": stem, "outlines": stem, "style": "sans", "weight": 400, "italic": False, "split": split}
+        fonts.append(row | {"path": path, "languages": list(names), "characters": [[0x20, 0x7E], [0xA1, 0x17F]]})
+        ImageFont.truetype(str(folder / path), 12)
+    for language, name in names.items():
+        found = [line for line in lines(4000) if any(line.startswith(s[:6]) for s in SENTENCES[name])]
+        words = sorted({word for line in found for word in line.split() if word.isalpha()})
+        for split, part in ((TRAIN, 0), (HELD_OUT, 1)):
+            for kind, texts in (("text", found[part::2]), ("words", words[part::2])):
+                put(f"{kind}/{language}.{split}.xz", lzma.compress("\n".join(texts).encode()))
+    index = {"version": 1, "languages": list(names), "fonts": fonts, "files": files}
+    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    return folder
+
+
+def test_processes_make_the_batches_that_this_one_makes(prepared, tokenizer_file):
+    config = model_config(PRESETS["tiny"], Tokenizer.from_file(tokenizer_file).vocab_size)
+    plan = Plan(config, prepared, tokenizer_file, 512, seed=1)
+    stage = replace(stage_named("glyphs"), dropout=0.0)  # the library draws what it drops from a generator of its own
+    feed = Feed(plan, workers=1)
+    try:
+        made = [feed.next(stage) for _ in range(2)]
+    finally:
+        feed.close()
+    here = islice(batches(plan, stage, plan.seed + 1000 + 1), 2)
+    for (tasks, tensors), (other_tasks, others) in zip(made, here, strict=True):
+        assert tasks == other_tasks
+        torch.testing.assert_close(tensors["pixels"], others["pixels"], atol=0, rtol=0)
+
+
+def test_half_a_minute_of_training_lowers_the_loss_and_goes_on(prepared, tmp_path):
+    """The whole command. Words are read only after longer; see the README of the recipe."""
+    command = ["--sources", str(prepared), "--out", str(tmp_path), "--preset", "tiny", "--log-seconds", "2"]
+    main([*command, "--stage", "glyphs", "--minutes", "0.35"])
+    main([*command, "--stage", "words", "--minutes", "0.1", "--check-minutes", "0.05"])
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    glyphs = [row for row in rows if row["stage"] == "glyphs"]
+    assert glyphs[-1]["dense"] < 0.8 * glyphs[0]["dense"]
+    assert glyphs[-1]["dense_right"] > glyphs[0]["dense_right"] + 0.02
+    words = [row for row in rows if "answers" in row]
+    assert words[0]["step"] > glyphs[-1]["step"] and words[0]["dense"] < glyphs[0]["dense"]
+    assert any("cer" in row for row in rows)
+    assert (tmp_path / "loss.png").exists() and list((tmp_path / "sheets").iterdir())
