@@ -20,13 +20,20 @@ class Cache(Protocol):
 
     length: int
 
-    def copy(self) -> "Cache": ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy(self, length: int | None = None) -> "Cache": ...
+
+    def truncate(self, length: int) -> None: ...
 
 
 class Backend(Protocol):
     """n positions of new input, D the width of the language model, V the vocabulary, Q queries a slice."""
 
     config: ModelConfig
+    #: Whether a position's results have the same bits whatever other positions are in the call.
+    row_independent: bool
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors of each image, [its slices * Q, D] float32. `longest` is the patch count of the longest slice of

@@ -37,6 +37,7 @@ def load(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    prefix_cache_bytes: int = 1 << 30,
     limits: Limits = Limits(),
 ) -> "Chat":
     """A model, ready to be asked. Without a path it is the one that ships with handlens.
@@ -45,8 +46,19 @@ def load(
     projector file, looked for beside the model when it is not given. `context_length` defaults to what the model was
     made for, `position_mode` to the family's (see docs/faithfulness.md). `backend="torch"` lets PyTorch compute, and so
     does a `device` other than "cpu", such as "cuda" (see docs/pytorch.md).
+
+    Where the device side computes, up to `prefix_cache_bytes` of keys and values of earlier requests are kept for later
+    ones that begin alike.
     """
-    loaded = load_model(model, mmproj, position_mode=position_mode, backend=backend, device=device, dtype=dtype)
+    loaded = load_model(
+        model,
+        mmproj,
+        position_mode=position_mode,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
     return Chat(loaded, context_length=context_length, limits=limits)
 
 

@@ -64,14 +64,17 @@ def load_model(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    prefix_cache_bytes: int = 1 << 30,
 ) -> LoadedModel:
     """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's.
 
     `backend` is one of BACKENDS; None is the device side, unless a `device` other than the CPU asks for torch. `device`
     and `dtype` are torch's, or their names; see `model.generator.load_torch`.
     """
-    load = _load_torch if _chosen_backend(backend, device, dtype) == "torch" else _load_cpu
-    return load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
+    files = find_files(model, mmproj)
+    if _chosen_backend(backend, device, dtype) == "torch":
+        return _load_torch(files, position_mode=position_mode, device=device, dtype=dtype)
+    return _load_cpu(files, position_mode=position_mode, prefix_cache_bytes=prefix_cache_bytes)
 
 
 def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
@@ -84,7 +87,7 @@ def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
     return backend or ("cpu" if on_cpu and dtype is None else "torch")
 
 
-def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> LoadedModel:
+def _load_cpu(files: ModelFiles, *, position_mode: str | None, prefix_cache_bytes: int) -> LoadedModel:
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
@@ -92,7 +95,8 @@ def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> Load
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
-    return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
+    engine = Engine(CpuBackend(config, *tensors), prefix_cache_bytes=prefix_cache_bytes)
+    return LoadedModel(files, config, tokenizer, engine)
 
 
 def _load_torch(files: ModelFiles, **options: Any) -> LoadedModel:

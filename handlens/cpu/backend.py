@@ -32,6 +32,7 @@ class CpuBackend:
         self.config = config
         arithmetic = choose_arithmetic()
         self.llama = Llama(config.llm, _in_memory(language, arithmetic), arithmetic)
+        self.row_independent = _is_row_independent(self.llama)
         if config.vision is not None:
             weights = _in_memory(vision, arithmetic)
             self.tower = VisionTower(config.vision, weights, arithmetic)
@@ -90,6 +91,13 @@ def describe_arithmetic() -> str:
     else:
         kernels = f"kernels off ({KERNELS_VARIABLE})" if ops.native else "no kernels (built without a compiler)"
     return f"numpy {np.__version__} with {blas}, float32; {kernels}"
+
+
+def _is_row_independent(llama: Llama) -> bool:
+    """Whether no product is left to numpy, whose roundings depend on the number of rows in a call."""
+    weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]
+    packed = all(isinstance(weight, ops.PackedWeight) for weight in weights if len(weight.shape) == 2)
+    return packed and ops.causal_attention is not reference.causal_attention
 
 
 def _in_memory(tensors: Mapping[str, Tensor], arithmetic: ModuleType) -> dict[str, reference.Weight | ops.PackedWeight]:

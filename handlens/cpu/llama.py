@@ -53,12 +53,14 @@ class KVCache:
             raise InputError(f"a cache of {self.length} positions cannot be cut to {length}")
         self.length = length
 
-    def copy(self) -> "KVCache":
-        """A cache of its own with the same valid positions, for another continuation of the sequence."""
+    def copy(self, length: int | None = None) -> "KVCache":
+        """A cache of its own with the same valid positions, or the first of them, for another continuation."""
         twin = KVCache(self.config)
+        twin._keys, twin._values = self._keys, self._values
         twin.length = self.length
-        twin._keys = [self._resized(array, self.length + 1) for array in self._keys]
-        twin._values = [self._resized(array, self.length + 1) for array in self._values]
+        twin.truncate(self.length if length is None else length)
+        twin._keys = [twin._resized(array, twin.length + 1) for array in self._keys]
+        twin._values = [twin._resized(array, twin.length + 1) for array in self._values]
         return twin
 
     def _make_room(self, arrays: list[np.ndarray], layer_idx: int, end: int) -> None:

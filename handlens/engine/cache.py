@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,10 +24,15 @@ class ImageCache:
         self.entries: OrderedDict[tuple, np.ndarray] = OrderedDict()
         self.lock = threading.Lock()
 
-    def encode(self, images: tuple[SlicedImage, ...], progress: Progress | None = None) -> list[np.ndarray]:
-        """The vectors of each image of one request, [slices * Q, D] float32; what is remembered is not computed."""
-        longest = max(rows * cols for image in images for rows, cols in image.plan.tgt_sizes)
-        keys = [self._key(image, longest) for image in images]
+    def encode(
+        self, images: Sequence[SlicedImage], progress: Progress | None = None, longest: int | None = None
+    ) -> list[np.ndarray]:
+        """The vectors of each image, [slices * Q, D] float32; what is remembered is not computed.
+
+        `longest` is the patch count of the longest slice of the request; it must be given if `images` are not all.
+        """
+        longest = longest or longest_slice(images)
+        keys = [self.key(image, longest) for image in images]
         found = {key: self._recall(key) for key in keys}
         missing = {key: image for key, image in zip(keys, images) if found[key] is None}
         if missing:
@@ -36,7 +42,8 @@ class ImageCache:
                 self._remember(key, vector)
         return [found[key] for key in keys]
 
-    def _key(self, image: SlicedImage, longest: int) -> tuple:
+    def key(self, image: SlicedImage, longest: int) -> tuple:
+        """All that the vectors of an image depend on."""
         mode = self.backend.config.vision.position_mode
         return image.digest, longest if mode == "reference" else None
 
@@ -54,3 +61,8 @@ class ImageCache:
             self.bytes += vectors.nbytes
             while self.bytes > self.max_bytes:
                 self.bytes -= self.entries.popitem(last=False)[1].nbytes
+
+
+def longest_slice(images: Sequence[SlicedImage]) -> int:
+    """The patch count of the longest slice of these images."""
+    return max(rows * cols for image in images for rows, cols in image.plan.tgt_sizes)

@@ -7,12 +7,14 @@ time are batched into the same steps, and nothing runs when nobody waits.
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
 from handlens.backend import Backend, Cache, Progress
 from handlens.engine.beam import BeamSearch
-from handlens.engine.cache import ImageCache
+from handlens.engine.cache import ImageCache, longest_slice
+from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import Sampling, SamplingParams
 from handlens.errors import ModelFileError
 from handlens.processor import Inputs
@@ -23,10 +25,16 @@ PREFILL_CHUNK = 512
 
 @dataclass
 class Sequence:
-    """One sequence of tokens in the model: what it has read, and the inputs [n, D] that it has not read yet."""
+    """One sequence of tokens in the model: what it has read, the inputs [n, D] that it has not read yet, and the
+    positions at which the pieces end that these are read in."""
 
     cache: Cache
     unread: np.ndarray
+    ends: tuple[int, ...] = ()
+
+    def piece(self) -> np.ndarray:
+        """The inputs that are read next."""
+        return self.unread[: next((end - self.cache.length for end in self.ends if end > self.cache.length), None)]
 
     def read(self, count: int) -> None:
         self.unread = self.unread[count:]
@@ -34,10 +42,14 @@ class Sequence:
 
 @dataclass
 class Request:
-    """One answer in the making: its live sequences (beam search has several) and how they go on."""
+    """One answer in the making: its live sequences (beam search has several) and how they go on.
+
+    `prompt` says what its sequences began with, if their caches may serve other requests.
+    """
 
     live: list[Sequence]
     strategy: Sampling | BeamSearch
+    prompt: Context | None = None
     error: Exception | None = None
 
     @property
@@ -46,11 +58,16 @@ class Request:
 
 
 class Engine:
-    """Runs requests on one backend. Safe to call from many threads."""
+    """Runs requests on one backend. Safe to call from many threads.
 
-    def __init__(self, backend: Backend, image_cache_bytes: int = 256 << 20):
+    Vectors of images and the keys and values of finished requests are remembered, within `image_cache_bytes` and
+    `prefix_cache_bytes`; an answer has the same bits with and without them.
+    """
+
+    def __init__(self, backend: Backend, image_cache_bytes: int = 256 << 20, prefix_cache_bytes: int = 1 << 30):
         self.backend = backend
         self.images = ImageCache(backend, image_cache_bytes)
+        self.prefixes = PrefixCache(prefix_cache_bytes, backend.row_independent)
         self.requests: list[Request] = []
         self.lock = threading.RLock()
 
@@ -61,7 +78,7 @@ class Engine:
 
         Beam search knows its answer only at the end. Closing the iterator frees the request.
         """
-        request = self.submit(self.embeddings(inputs, progress), params, stop_ids)
+        request = self._admit(inputs, params, stop_ids, progress)
         try:
             while True:
                 while request.strategy.certain:
@@ -76,26 +93,63 @@ class Engine:
         finally:
             self.cancel(request)
 
-    def embeddings(self, inputs: Inputs, progress: Progress | None = None) -> np.ndarray:
-        """The prompt [n, D]: token embeddings with the slices' vectors put in their places."""
-        embeddings = self.backend.embed(inputs.input_ids)
-        if inputs.images:
-            vectors = np.concatenate(self.images.encode(inputs.images, progress))
-            positions = np.concatenate([np.arange(start, end) for start, end in inputs.image_bound])
-            embeddings[positions] = vectors
+    def embeddings(self, inputs: Inputs, progress: Progress | None = None, start: int = 0) -> np.ndarray:
+        """The prompt from a position on [n - start, D]: token embeddings with the slices' vectors in their places.
+
+        Images that end before `start` are not looked at.
+        """
+        embeddings = self.backend.embed(inputs.input_ids[start:])
+        spans = image_positions(inputs)
+        wanted = [index for index, span in enumerate(spans) if span[-1] >= start]
+        if wanted:
+            images = [inputs.images[index] for index in wanted]
+            encoded = self.images.encode(images, progress, longest_slice(inputs.images))
+            for index, vectors in zip(wanted, encoded, strict=True):
+                rest = spans[index] >= start
+                embeddings[spans[index][rest] - start] = vectors[rest]
         return embeddings
+
+    def context(self, inputs: Inputs) -> Context:
+        """What tells this prompt from all others."""
+        longest = longest_slice(inputs.images) if inputs.images else 0
+        keys = [self.images.key(image, longest) for image in inputs.images]
+        starts = [int(span[0]) for span in image_positions(inputs)]
+        return Context(inputs.input_ids, tuple(zip(starts, keys, strict=True)))
+
+    def _admit(
+        self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None
+    ) -> Request:
+        """A request that goes on from what an earlier one has read."""
+        prompt = self.context(inputs)
+        # The question starts a piece of its own where that is needed to meet it again.
+        cuts = [] if self.backend.row_independent else [int(span[-1]) + 1 for span in image_positions(inputs)]
+        ends = piece_ends(len(prompt), cuts)
+        cache = self.prefixes.take(prompt, ends) or self.backend.new_cache()
+        try:
+            unread = self.embeddings(inputs, progress, cache.length)
+        except BaseException:
+            self.prefixes.keep(prompt.first(cache.length), cache, ends)
+            raise
+        return self._enter(Sequence(cache, unread, ends), params, stop_ids, prompt)
 
     def submit(self, embeddings: np.ndarray, params: SamplingParams, stop_ids: tuple[int, ...]) -> Request:
         """A request for what follows `embeddings` [n, D]; it moves on with each `step()`."""
+        sequence = Sequence(self.backend.new_cache(), embeddings, piece_ends(len(embeddings)))
+        return self._enter(sequence, params, stop_ids)
+
+    def _enter(
+        self, sequence: Sequence, params: SamplingParams, stop_ids: tuple[int, ...], prompt: Context | None = None
+    ) -> Request:
         strategy = (BeamSearch if params.num_beams > 1 else Sampling)(params, stop_ids)
-        request = Request([Sequence(self.backend.new_cache(), embeddings)], strategy)
+        request = Request([sequence], strategy, prompt)
         with self.lock:
             self.requests.append(request)
         return request
 
     def cancel(self, request: Request) -> None:
-        """Forgets a request and frees its caches."""
+        """Forgets a request; what it has read may serve others."""
         with self.lock:
+            self._remember(request)
             request.live = []
             self.requests = [other for other in self.requests if other is not request]
 
@@ -110,7 +164,7 @@ class Engine:
                 self._advance(request, rows)
 
     def _forward(self, sequences: list[Sequence]) -> np.ndarray:
-        pieces = [sequence.unread[:PREFILL_CHUNK] for sequence in sequences]
+        pieces = [sequence.piece() for sequence in sequences]
         logits = self.backend.forward(pieces, [sequence.cache for sequence in sequences])
         for sequence, piece in zip(sequences, pieces):
             sequence.read(len(piece))
@@ -124,7 +178,20 @@ class Engine:
             )
             request.live = []
             return
-        request.live = self._continued(request.live, request.strategy.advance(logits))
+        choices = request.strategy.advance(logits)
+        if not choices:
+            self._remember(request)
+        request.live = self._continued(request.live, choices)
+
+    def _remember(self, request: Request) -> None:
+        """Keeps what a request that goes on no more has read."""
+        if request.prompt is None or not request.live:
+            return
+        sequence = request.live[0]
+        known = request.prompt.then(request.strategy.ids)
+        length = min(sequence.cache.length, len(known))
+        sequence.cache.truncate(length)
+        self.prefixes.keep(known.first(length), sequence.cache, sequence.ends)
 
     def _continued(self, live: list[Sequence], choices: list[tuple[int, int]]) -> list[Sequence]:
         """Sequences that go on as chosen, (parent, id) each; the last user of a parent's cache takes it uncopied."""
@@ -136,4 +203,23 @@ class Engine:
             live[parent].cache if last_use[parent] == position else live[parent].cache.copy()
             for position, (parent, _) in enumerate(choices)
         ]
-        return [Sequence(cache, embeddings[i : i + 1]) for i, cache in enumerate(caches)]
+        return [Sequence(cache, embeddings[i : i + 1], live[0].ends) for i, cache in enumerate(caches)]
+
+
+def image_positions(inputs: Inputs) -> list[np.ndarray]:
+    """The query positions [slices * Q] of each image of a request."""
+    bounds = [np.arange(start, end) for start, end in inputs.image_bound]
+    lasts = accumulate(len(image.slices) for image in inputs.images)
+    return [
+        np.concatenate(bounds[last - len(image.slices) : last])
+        for last, image in zip(lasts, inputs.images, strict=True)
+    ]
+
+
+def piece_ends(length: int, cuts: list[int] | tuple = ()) -> tuple[int, ...]:
+    """Where the pieces end in which a prompt is read: at each cut, and PREFILL_CHUNK positions apart from there."""
+    ends, start = [], 0
+    for cut in (*cuts, length):
+        ends += [*range(start + PREFILL_CHUNK, cut, PREFILL_CHUNK), cut]
+        start = cut
+    return tuple(ends)
