@@ -45,5 +45,8 @@ class Backend(Protocol):
     def new_cache(self) -> Cache:
         """An empty cache for one sequence."""
 
-    def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[Cache]) -> np.ndarray:
-        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
+    def forward(
+        self, inputs: Sequence[np.ndarray], caches: Sequence[Cache], tails: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
+        after the last so many positions of each, one behind the other."""

@@ -7,13 +7,13 @@ import pytest
 from PIL import Image
 
 from handlens.chat import load
-from handlens.cpu import ops, reference
+from handlens.cpu import ops
 from handlens.engine import engine as engine_module
 from handlens.engine.engine import Engine
 from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import SamplingParams
-from tests import tiny
 from tests.multilingual import lines
+from tests.row_independent import rows_alone
 
 GREEDY = SamplingParams.greedy(max_new_tokens=12)
 
@@ -26,32 +26,15 @@ def user(*content):
     return {"role": "user", "content": list(content)}
 
 
-def row_by_row(q, keys, values):
-    """Causal attention in which no row knows of another: a product of matrices of other sizes rounds otherwise."""
-    past = keys.shape[1] - len(q)
-    rows = [
-        reference.causal_attention(q[i : i + 1], keys[:, : past + i + 1], values[:, : past + i + 1])
-        for i in range(len(q))
-    ]
-    return np.concatenate(rows)
-
-
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory) -> tiny.TinyModel:
-    """A pair whose language model is left to the kernels."""
-    return tiny.write(tmp_path_factory.mktemp("q8"), tiny.config(), type="Q8_0")
-
-
 @pytest.fixture(params=["numpy", "kernels"])
-def fresh(request, tiny_model, quantized, monkeypatch):
+def fresh(request, tiny_model, quantized_model, monkeypatch):
     """Makes a chat that remembers nothing yet."""
     made = tiny_model
     if request.param == "kernels":
         if ops.native is None:
             pytest.skip("built without kernels")
-        made = quantized
-        if ops.causal_attention is reference.causal_attention:
-            monkeypatch.setattr(ops, "causal_attention", row_by_row)
+        made = quantized_model
+        rows_alone(monkeypatch)
 
     def make():
         chat = load(made.model, made.mmproj)

@@ -62,9 +62,12 @@ class CpuBackend:
         """An empty cache for one sequence."""
         return KVCache(self.config.llm)
 
-    def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache]) -> np.ndarray:
-        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
-        return self.llama.forward(inputs, caches)
+    def forward(
+        self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], tails: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
+        after the last so many positions of each, one behind the other."""
+        return self.llama.forward(inputs, caches, tails=tails)
 
 
 def check_shapes(config: ModelConfig, language: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> None:

@@ -120,12 +120,17 @@ class Llama:
         return self.ops.embedding(ids, self.token_embd)
 
     def forward(
-        self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], all_logits: bool = False
+        self,
+        inputs: Sequence[np.ndarray],
+        caches: Sequence[KVCache],
+        all_logits: bool = False,
+        tails: Sequence[int] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """The logits of the last position of each sequence [batch, V], and lengthens the caches.
 
         inputs: the embeddings [n_i, D] of each sequence's new positions; caches: what came before, one a sequence.
-        With `all_logits` the logits of all new positions come back as a list of [n_i, V].
+        With `tails` the logits of the last so many positions of each sequence come back, one behind the other; with
+        `all_logits` those of all new positions as a list of [n_i, V].
         """
         counts = [len(x) for x in inputs]
         if not counts or 0 in counts or len({id(cache) for cache in caches}) != len(counts):
@@ -140,7 +145,8 @@ class Llama:
         x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
         for index in range(self.config.num_hidden_layers):
             x = self.layer(x, index, rotation, spans, caches)
-        logits = self.logits(x if all_logits else x[[end - 1 for end in ends]])
+        tails = counts if all_logits else tails or [1] * len(counts)
+        logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
         for cache, count in zip(caches, counts, strict=True):
             cache.advance(count)
         return [logits[span] for span in spans] if all_logits else logits

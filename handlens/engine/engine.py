@@ -14,6 +14,7 @@ import numpy as np
 from handlens.backend import Backend, Cache, Progress
 from handlens.engine.beam import BeamSearch
 from handlens.engine.cache import ImageCache, longest_slice
+from handlens.engine.lookup import Lookup
 from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import Sampling, SamplingParams
 from handlens.errors import ModelFileError
@@ -21,6 +22,8 @@ from handlens.processor import Inputs
 
 #: Prompts are read in pieces of this many positions: their activations stay small, and other streams keep moving.
 PREFILL_CHUNK = 512
+#: Guesses are added to a step up to this many rows; further rows would take as long as steps of their own.
+STEP_ROWS = 9
 
 
 @dataclass
@@ -44,12 +47,13 @@ class Sequence:
 class Request:
     """One answer in the making: its live sequences (beam search has several) and how they go on.
 
-    `prompt` says what its sequences began with, if their caches may serve other requests.
+    `prompt` says what its sequences began with, if their caches may serve other requests; `lookup` guesses its tokens.
     """
 
     live: list[Sequence]
     strategy: Sampling | BeamSearch
     prompt: Context | None = None
+    lookup: Lookup | None = None
     error: Exception | None = None
 
     @property
@@ -61,11 +65,19 @@ class Engine:
     """Runs requests on one backend. Safe to call from many threads.
 
     Vectors of images and the keys and values of finished requests are remembered, within `image_cache_bytes` and
-    `prefix_cache_bytes`; an answer has the same bits with and without them.
+    `prefix_cache_bytes`; an answer has the same bits with and without them. Tokens that the prompt or the answer may
+    show in advance are guessed and verified (`lookup.py`), by default where verifying gives the same bits as well.
     """
 
-    def __init__(self, backend: Backend, image_cache_bytes: int = 256 << 20, prefix_cache_bytes: int = 1 << 30):
+    def __init__(
+        self,
+        backend: Backend,
+        image_cache_bytes: int = 256 << 20,
+        prefix_cache_bytes: int = 1 << 30,
+        lookup: bool | None = None,
+    ):
         self.backend = backend
+        self.lookup = backend.row_independent if lookup is None else lookup
         self.images = ImageCache(backend, image_cache_bytes)
         self.prefixes = PrefixCache(prefix_cache_bytes, backend.row_independent)
         self.requests: list[Request] = []
@@ -78,7 +90,7 @@ class Engine:
 
         Beam search knows its answer only at the end. Closing the iterator frees the request.
         """
-        request = self._admit(inputs, params, stop_ids, progress)
+        request = self.admit(inputs, params, stop_ids, progress)
         try:
             while True:
                 while request.strategy.certain:
@@ -116,10 +128,10 @@ class Engine:
         starts = [int(span[0]) for span in image_positions(inputs)]
         return Context(inputs.input_ids, tuple(zip(starts, keys, strict=True)))
 
-    def _admit(
-        self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None
+    def admit(
+        self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
     ) -> Request:
-        """A request that goes on from what an earlier one has read."""
+        """A request for the answer to a prompt; it moves on with each `step()`, from where an earlier one can help."""
         prompt = self.context(inputs)
         # The question starts a piece of its own where that is needed to meet it again.
         cuts = [] if self.backend.row_independent else [int(span[-1]) + 1 for span in image_positions(inputs)]
@@ -142,6 +154,8 @@ class Engine:
     ) -> Request:
         strategy = (BeamSearch if params.num_beams > 1 else Sampling)(params, stop_ids)
         request = Request([sequence], strategy, prompt)
+        if self.lookup and prompt is not None and params.num_beams == 1:
+            request.lookup = Lookup(prompt.ids.tolist())
         with self.lock:
             self.requests.append(request)
         return request
@@ -154,23 +168,45 @@ class Engine:
             self.requests = [other for other in self.requests if other is not request]
 
     def step(self) -> None:
-        """Moves every request on: by one token, or by one piece of its prompt."""
+        """Moves every request on: by one token and those guessed after it, or by one piece of its prompt."""
         requests = [request for request in self.requests if not request.done]
-        sequences = [sequence for request in requests for sequence in request.live]
-        logits = self._forward(sequences)
-        for request in requests:
-            rows, logits = logits[: len(request.live)], logits[len(request.live) :]
+        guesses = self._guesses(requests)
+        logits = self._forward(requests, guesses)
+        for request, guess in zip(requests, guesses):
+            count = len(request.live) + len(guess)
+            rows, logits = logits[:count], logits[count:]
             if not len(request.live[0].unread):
-                self._advance(request, rows)
+                self._advance(request, rows, guess)
 
-    def _forward(self, sequences: list[Sequence]) -> np.ndarray:
+    def _guesses(self, requests: list[Request]) -> list[list[int]]:
+        """What may follow the next token of each request, as far as there is room in a step."""
+        room = STEP_ROWS - sum(len(sequence.piece()) for request in requests for sequence in request.live)
+        guesses = []
+        for request in requests:
+            guess = []
+            if request.lookup and request.strategy.ids:
+                left = request.strategy.params.max_new_tokens - len(request.strategy.ids)
+                guess = request.lookup.guess(min(room, left - 1))
+            room -= len(guess)
+            guesses.append(guess)
+        return guesses
+
+    def _forward(self, requests: list[Request], guesses: list[list[int]]) -> np.ndarray:
+        """The logits after the last position of each sequence and, before it, after those with a guess behind them."""
+        sequences = [sequence for request in requests for sequence in request.live]
         pieces = [sequence.piece() for sequence in sequences]
-        logits = self.backend.forward(pieces, [sequence.cache for sequence in sequences])
+        guessed = [guess for request, guess in zip(requests, guesses) for _ in request.live]
+        inputs = [
+            np.concatenate([piece, self.backend.embed(np.array(guess, np.int32))]) if guess else piece
+            for piece, guess in zip(pieces, guessed)
+        ]
+        tails = [1 + len(guess) for guess in guessed]
+        logits = self.backend.forward(inputs, [sequence.cache for sequence in sequences], tails)
         for sequence, piece in zip(sequences, pieces):
             sequence.read(len(piece))
         return logits
 
-    def _advance(self, request: Request, logits: np.ndarray) -> None:
+    def _advance(self, request: Request, logits: np.ndarray, guess: list[int]) -> None:
         if not np.isfinite(logits).all():
             # One poisoned request must not take the others with it.
             request.error = ModelFileError(
@@ -178,10 +214,25 @@ class Engine:
             )
             request.live = []
             return
-        choices = request.strategy.advance(logits)
+        choices = self._chosen(request, logits, guess)
         if not choices:
             self._remember(request)
         request.live = self._continued(request.live, choices)
+
+    def _chosen(self, request: Request, logits: np.ndarray, guess: list[int]) -> list[tuple[int, int]]:
+        """How the request goes on after the part of the guess that was right; the rest of it is forgotten."""
+        if request.lookup is None:
+            return request.strategy.advance(logits)
+        known, right = len(request.strategy.ids), 0
+        choices = request.strategy.advance(logits[:1])
+        while right < len(guess) and choices == [(0, guess[right])]:
+            right += 1
+            choices = request.strategy.advance(logits[right : right + 1])
+        cache = request.live[0].cache
+        cache.truncate(cache.length - len(guess) + right)
+        request.lookup.learn(len(guess), right)
+        request.lookup.follow(request.strategy.ids[known:])
+        return choices
 
     def _remember(self, request: Request) -> None:
         """Keeps what a request that goes on no more has read."""
