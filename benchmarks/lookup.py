@@ -81,9 +81,9 @@ SCRIPTS = {
     "explanation": (
         "Why is the sky blue?",
         "Sunlight holds all colours. On its way through the air it meets molecules far smaller than its wavelength, "
-        "and these scatter short waves much more than long ones, with the fourth power of the frequency. So violet and "
-        "blue leave the straight path many times and reach our eyes from every direction, while red comes through. That we "
-        "see blue rather than violet has two reasons: the sun sends less violet, and human eyes hardly respond to it.",
+        "and these scatter short waves much more than long ones, with the fourth power of the frequency. So violet "
+        "and blue leave the straight path many times and reach our eyes from every direction, while red comes through. That "
+        "we see blue rather than violet has two reasons: the sun sends less violet, and human eyes hardly respond to it.",
         False,
     ),
     "story": (
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def decode_both(chat: Chat, question: str, answer: str) -> tuple[float, float, int]:
-    """The seconds from the first token of a dictated answer to its last without and with guesses, and the steps with."""
+    """The seconds from the first token of a dictated answer to its last, without and with guesses; the steps with."""
     engines = [Engine(chat.generator.backend, prefix_cache_bytes=0, lookup=lookup) for lookup in (False, True)]
     requests = []
     for engine in engines:
