@@ -64,14 +64,17 @@ def load_model(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    vision_precision: str = "int8",
 ) -> LoadedModel:
     """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's.
 
     `backend` is one of BACKENDS; None is the device side, unless a `device` other than the CPU asks for torch. `device`
-    and `dtype` are torch's, or their names; see `model.generator.load_torch`.
+    and `dtype` are torch's, or their names; see `model.generator.load_torch`. `vision_precision` is the device side's:
+    "int8", or "f32" for a vision tower that computes in float32.
     """
     load = _load_torch if _chosen_backend(backend, device, dtype) == "torch" else _load_cpu
-    return load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
+    options = {"device": device, "dtype": dtype} if load is _load_torch else {"vision_precision": vision_precision}
+    return load(find_files(model, mmproj), position_mode=position_mode, **options)
 
 
 def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
@@ -84,7 +87,7 @@ def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
     return backend or ("cpu" if on_cpu and dtype is None else "torch")
 
 
-def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> LoadedModel:
+def _load_cpu(files: ModelFiles, *, position_mode: str | None, vision_precision: str) -> LoadedModel:
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
@@ -92,7 +95,7 @@ def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> Load
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
-    return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
+    return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors, vision_precision)))
 
 
 def _load_torch(files: ModelFiles, **options: Any) -> LoadedModel:

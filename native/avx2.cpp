@@ -39,7 +39,7 @@ __m256i add_products(__m256i total, __m256i codes, __m256i values) {
 
 // T tokens times one block, through all columns.
 template <Layout L, int T>
-void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
     constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
     const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
     const uint8_t* codes = w.codes + block * groups * code_bytes;
@@ -77,12 +77,18 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
                     const __m256i magnitude = _mm256_abs_epi8(with_sign);
                     for (int t = 0; t < T; t++) {
                         const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
-                        if constexpr (L == Layout::q8)
+                        if constexpr (L == Layout::q8 || L == Layout::q8_row)
                             dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, with_sign));
                         else
                             dot[t] = add_products(dot[t], code, value);
                     }
                 }
+            }
+            if constexpr (L == Layout::q8_row) {
+                for (int t = 0; t < T; t++)
+                    total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]),
+                                               _mm256_set1_ps(x.scales[first + t * groups + g]), total[t]);
+                continue;
             }
             __m256 scale, minimum;
             const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
@@ -108,11 +114,19 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
     const size_t row = block * kRows, left = w.rows - row;
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(left < kRows ? static_cast<int>(left) : 8), lanes);
-    for (int t = 0; t < T; t++) _mm256_maskstore_ps(out + (token + t) * w.rows + row, kept, total[t]);
+    for (int t = 0; t < T; t++) {
+        const size_t at = (token + t) * w.rows + row;
+        __m256 result = total[t];
+        if constexpr (L == Layout::q8_row)
+            result = _mm256_mul_ps(result, _mm256_load_ps(reinterpret_cast<const float*>(scales)));
+        if (out.bias) result = _mm256_add_ps(result, _mm256_maskload_ps(out.bias + row, kept));
+        if (out.residual) result = _mm256_add_ps(_mm256_maskload_ps(out.residual + at, kept), result);
+        _mm256_maskstore_ps(out.data + at, kept, result);
+    }
 }
 
 template <Layout L>
-void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
     for (size_t block = first; block < last; block++) {
         size_t token = 0;
         for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens>(w, x, block, token, out);
@@ -124,12 +138,13 @@ void multiply_layout(const Weights& w, const Activations& x, size_t first, size_
     }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+void multiply(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
     switch (w.layout) {
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
         case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
+        default: return multiply_layout<Layout::q8_row>(w, x, first, last, out);
     }
 }
 
@@ -157,6 +172,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", kRows, quantize_row, multiply, integer_work, float_work};
+const Kernels kAvx2 = {"avx2", kRows, &kFloatAvx2, quantize_row, multiply, integer_work, float_work};
 
 }  // namespace handlens

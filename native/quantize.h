@@ -15,7 +15,12 @@ constexpr float kTiny = 1e-30f;
 constexpr float kRounder = 12582912.0f;
 
 inline void quantize_row(const float* x, const Activations& into, size_t row) {
+    float filled[kGroup] = {};
     for (size_t g = 0; g < into.groups; g++, x += kGroup) {
+        if (const size_t left = into.columns - g * kGroup; left < kGroup) {
+            std::memcpy(filled, x, left * sizeof(float));
+            x = filled;
+        }
         int8_t* values = into.values + (row * into.groups + g) * kGroup;
         // The bits of a magnitude, compared as integers, order numbers < infinity < not a number: nothing gets lost.
         int32_t bits = 0;
