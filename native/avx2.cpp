@@ -3,7 +3,9 @@
 // to the activation: 128 * 127 * 2 just fits.
 #include <immintrin.h>
 
-#include "quantize.h"
+#include <algorithm>
+
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -125,26 +127,28 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
     }
 }
 
-template <Layout L>
-void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
-    for (size_t block = first; block < last; block++) {
-        size_t token = 0;
-        for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens>(w, x, block, token, out);
-        switch (x.rows - token) {
-            case 1: tile<L, 1>(w, x, block, token, out); break;
-            case 2: tile<L, 2>(w, x, block, token, out); break;
-            case 3: tile<L, 3>(w, x, block, token, out); break;
-        }
-    }
+// The tokens from `token` to before `last` for one block, T at a time, then fewer.
+template <Layout L, int T>
+void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, const Output& out) {
+    for (; token + T <= last; token += T) tile<L, T>(w, x, block, token, out);
+    if constexpr (T > 1) tiles<L, T / 2>(w, x, block, token, last, out);
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
+template <Layout L>
+void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
+    // A tile's activations stay in the first cache while the blocks pass by, the blocks in the second.
+    for (size_t row = rows.first; row < rows.last; row += kMaxTokens)
+        for (size_t block = blocks.first; block < blocks.last; block++)
+            tiles<L, kMaxTokens>(w, x, block, row, std::min(row + kMaxTokens, rows.last), out);
+}
+
+void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
     switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
-        default: return multiply_layout<Layout::q8_row>(w, x, first, last, out);
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }
 
@@ -172,6 +176,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", kRows, &kFloatAvx2, quantize_row, multiply, integer_work, float_work};
+const Kernels kAvx2 = {"avx2", kRows, &kFloatAvx2, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -2,7 +2,9 @@
 // product, activations the signed one, broadcast from memory four at a time.
 #include <immintrin.h>
 
-#include "quantize.h"
+#include <algorithm>
+
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -135,37 +137,35 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
     }
 }
 
-// All tokens for B neighbouring blocks.
-template <Layout L, int B>
-void stripe(const Weights& w, const Activations& x, size_t block, const Output& out) {
-    size_t token = 0;
-    for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens, B>(w, x, block, token, out);
-    switch (x.rows - token) {
-        case 1: return tile<L, 1, B>(w, x, block, token, out);
-        case 2: return tile<L, 2, B>(w, x, block, token, out);
-        case 3: return tile<L, 3, B>(w, x, block, token, out);
-        case 4: return tile<L, 4, B>(w, x, block, token, out);
-        case 5: return tile<L, 5, B>(w, x, block, token, out);
-    }
+// The tokens from `token` to before `last` for B neighbouring blocks, T at a time, then fewer.
+template <Layout L, int T, int B>
+void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, const Output& out) {
+    for (; token + T <= last; token += T) tile<L, T, B>(w, x, block, token, out);
+    if constexpr (T > 1) tiles<L, T / 2, B>(w, x, block, token, last, out);
 }
 
 template <Layout L>
-void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
-    size_t block = first;
+void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
+    size_t block = blocks.first;
     // One token has registers to spare: four blocks at once hide the latency of the dot products.
-    if (x.rows == 1)
-        for (; block + 4 <= last; block += 4) tile<L, 1, 4>(w, x, block, 0, out);
-    for (; block + 2 <= last; block += 2) stripe<L, 2>(w, x, block, out);
-    for (; block < last; block++) stripe<L, 1>(w, x, block, out);
+    if (rows.last - rows.first == 1)
+        for (; block + 4 <= blocks.last; block += 4) tile<L, 1, 4>(w, x, block, rows.first, out);
+    // A tile's activations stay in the first cache while the blocks pass by, the blocks in the second.
+    for (size_t row = rows.first; row < rows.last; row += kMaxTokens) {
+        const size_t last = std::min(row + kMaxTokens, rows.last);
+        size_t at = block;
+        for (; at + 2 <= blocks.last; at += 2) tiles<L, kMaxTokens, 2>(w, x, at, row, last, out);
+        for (; at < blocks.last; at++) tiles<L, kMaxTokens, 1>(w, x, at, row, last, out);
+    }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
+void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
     switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
-        default: return multiply_layout<Layout::q8_row>(w, x, first, last, out);
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }
 
@@ -193,6 +193,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, &kFloatAvx512, quantize_row, multiply, integer_work, float_work};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -7,16 +7,17 @@
 #include "attention.h"
 #include "kernels.h"
 #include "lanes.h"
+#include "quantize.h"
 
 namespace handlens {
 namespace {
 
 // Float weights: each output is a sum over the columns, from the first to the last.
 template <class Number, int B>
-void multiply_blocks(const Weights& w, const float* x, size_t rows, size_t block, const Output& out) {
+void multiply_blocks(const Weights& w, const float* x, Range rows, size_t block, const Output& out) {
     const size_t next = w.columns * kLanes;
     const auto* numbers = reinterpret_cast<const Number*>(w.codes) + block * next;
-    for_tiles<B>(0, rows, [&](auto count, size_t row) {
+    for_tiles<B>(rows.first, rows.last, [&](auto count, size_t row) {
         constexpr int T = decltype(count)::value;
         Lanes total[T][B];
         multiply_tile<T, B>(x + row * w.columns, w.columns, numbers, kLanes, next, w.columns, total);
@@ -35,17 +36,17 @@ void multiply_blocks(const Weights& w, const float* x, size_t rows, size_t block
 }
 
 template <class Number>
-void multiply_numbers(const Weights& w, const float* x, size_t rows, size_t first, size_t last, const Output& out) {
+void multiply_numbers(const Weights& w, const float* x, Range rows, Range blocks, const Output& out) {
     constexpr int kPair = std::min(2, kMaxBlocks);
-    size_t block = first;
-    for (; block + kPair <= last; block += kPair) multiply_blocks<Number, kPair>(w, x, rows, block, out);
-    for (; block < last; block++) multiply_blocks<Number, 1>(w, x, rows, block, out);
+    size_t block = blocks.first;
+    for (; block + kPair <= blocks.last; block += kPair) multiply_blocks<Number, kPair>(w, x, rows, block, out);
+    for (; block < blocks.last; block++) multiply_blocks<Number, 1>(w, x, rows, block, out);
 }
 
-void multiply_floats(const Weights& w, const float* x, size_t rows, size_t first, size_t last, const Output& out) {
-    if (w.layout == Layout::f32) return multiply_numbers<float>(w, x, rows, first, last, out);
-    if (w.layout == Layout::f16) return multiply_numbers<Half>(w, x, rows, first, last, out);
-    return multiply_numbers<BrainFloat>(w, x, rows, first, last, out);
+void multiply_floats(const Weights& w, const float* x, Range rows, Range blocks, const Output& out) {
+    if (w.layout == Layout::f32) return multiply_numbers<float>(w, x, rows, blocks, out);
+    if (w.layout == Layout::f16) return multiply_numbers<Half>(w, x, rows, blocks, out);
+    return multiply_numbers<BrainFloat>(w, x, rows, blocks, out);
 }
 
 // Calls f(i, count) for every run of sixteen columns; the last may be shorter.
@@ -138,7 +139,7 @@ void turn(const float* x, const float* cos, const float* sin, size_t heads, size
         }
 }
 
-constexpr FloatKernels kTable = {multiply_floats, prepare, attend, turn};
+constexpr FloatKernels kTable = {quantize, multiply_floats, prepare, attend, turn};
 
 }  // namespace
 }  // namespace handlens

@@ -80,6 +80,11 @@ struct Activations {
     float* sums;       // scale times the sum of a group's values: what a minimum is multiplied with
 };
 
+// From the first to before the last.
+struct Range {
+    size_t first, last;
+};
+
 // Where the results [rows of x, rows of the weights] go, and what is added to each on its way: a bias a column, then a
 // residual of the results' shape; null for nothing. `data` and `residual` may be the same.
 struct Output {
@@ -116,8 +121,10 @@ struct Attention {
 };
 
 struct FloatKernels {
+    // Quantises one row of x.
+    void (*quantize)(const float* x, const Activations& into, size_t row);
     // As Kernels::multiply, for float weights.
-    void (*multiply)(const Weights& weights, const float* x, size_t rows, size_t first, size_t last, const Output& out);
+    void (*multiply)(const Weights& weights, const float* x, Range rows, Range blocks, const Output& out);
     // One row of x after a step; `second` is the second input's row, where the step has one.
     void (*prepare)(const Step& step, const float* x, const float* second, size_t columns, float* out);
     // The outputs of one task.
@@ -130,10 +137,8 @@ struct Kernels {
     const char* name;
     size_t interleave;
     const FloatKernels* floats;
-    // Quantises one row of x.
-    void (*quantize)(const float* x, const Activations& into, size_t row);
-    // out[row, r] for all rows of x and the rows r of the weights' blocks first to last.
-    void (*multiply)(const Weights& weights, const Activations& x, size_t first, size_t last, const Output& out);
+    // out[row, r] for these rows of x and the rows r of these blocks of the weights.
+    void (*multiply)(const Weights& weights, const Activations& x, Range rows, Range blocks, const Output& out);
     // What the machine can do at most, for benchmarks: each does `rounds` rounds of independent operations on registers
     // and gives their number, a multiplication and its addition counting as two.
     double (*integer_work)(size_t rounds);

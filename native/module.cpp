@@ -31,8 +31,9 @@ using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 using HeadsOut = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon.
-constexpr size_t kBlocksFewRows = 8, kBlocksManyRows = 2, kFewRows = 4;
+// Blocks of weights and rows of x in one task: enough to be worth the asking, few enough to stay in the second cache, to
+// share out evenly and to stop soon.
+constexpr size_t kBlocks = 8, kRows = 192;
 constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
@@ -221,7 +222,7 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
     if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
         throw nb::value_error("one output and one bias or None for each weight are wanted");
     if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
-    const size_t rows = x.shape(0), step = rows <= kFewRows ? kBlocksFewRows : kBlocksManyRows;
+    const size_t rows = x.shape(0), runs = (rows + kRows - 1) / kRows;
     std::vector<Layer> layers;
     size_t end = 0;
     for (size_t i = 0; i < weights.size(); i++) {
@@ -234,7 +235,7 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
         if (residual) check_matrix(*residual, rows, w.rows, "the residual");
         if (weights[i]->kernels != weights[0]->kernels)
             throw nb::value_error("weights of one call are packed for one instruction set");
-        end += (w.blocks() + step - 1) / step;
+        end += (w.blocks() + kBlocks - 1) / kBlocks * runs;
         layers.push_back({weights[i],
                           {outs[i].data(), biases[i] ? biases[i]->data() : nullptr, residual ? residual->data() : nullptr},
                           end});
@@ -268,19 +269,20 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
                     kernels.floats->prepare(step, from, second ? second + row * columns : nullptr, columns, to);
                     from = to;
                 }
-                if (quantized) kernels.quantize(from, in.quantized, row);
+                if (quantized) kernels.floats->quantize(from, in.quantized, row);
             }
         };
-        const size_t at_once = rows <= kFewRows ? kBlocksFewRows : kBlocksManyRows;
         const auto multiply = [&](size_t task) {
             size_t i = 0;
             while (task >= layers[i].end) i++;
             const Weights& w = layers[i].packed->weights;
-            const size_t first = (task - (i ? layers[i - 1].end : 0)) * at_once, last = std::min(first + at_once, w.blocks());
+            const size_t of_layer = task - (i ? layers[i - 1].end : 0), runs = (rows + kRows - 1) / kRows;
+            const size_t block = of_layer / runs * kBlocks, row = of_layer % runs * kRows;
+            const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + kRows, rows)};
             if (is_float(w.layout))
-                kernels.floats->multiply(w, keep ? in.floats : input, rows, first, last, layers[i].out);
+                kernels.floats->multiply(w, keep ? in.floats : input, some, blocks, layers[i].out);
             else
-                kernels.multiply(w, in.quantized, first, last, layers[i].out);
+                kernels.multiply(w, in.quantized, some, blocks, layers[i].out);
         };
         return (!(prepared || quantized) ||
                 pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&

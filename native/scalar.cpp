@@ -1,8 +1,10 @@
 // Every processor: one row, one token at a time, in plain C++.
+#include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "half.h"
-#include "quantize.h"
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -35,16 +37,16 @@ void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale
     }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, const Output& out) {
+void multiply(const Weights& w, const Activations& x, Range tokens, Range blocks, const Output& out) {
     std::vector<float> totals(x.rows);
-    for (size_t row = first; row < last; row++) {
+    for (size_t row = blocks.first; row < blocks.last; row++) {
         std::fill(totals.begin(), totals.end(), 0.0f);
         float scale[2];
         for (size_t g = 0; g < x.groups; g++) {
             uint8_t codes[kGroup];
             float minimum = 0;
             unpack(w, row, g, codes, scale, &minimum);
-            for (size_t token = 0; token < x.rows; token++) {
+            for (size_t token = tokens.first; token < tokens.last; token++) {
                 size_t at = token * x.groups + g;
                 const int8_t* values = x.values + at * kGroup;
                 float& total = totals[token];
@@ -63,7 +65,7 @@ void multiply(const Weights& w, const Activations& x, size_t first, size_t last,
                 if (w.layout == Layout::q4_k) total = __builtin_fmaf(-x.sums[at], minimum, total);
             }
         }
-        for (size_t token = 0; token < x.rows; token++) {
+        for (size_t token = tokens.first; token < tokens.last; token++) {
             const size_t at = token * w.rows + row;
             float result = totals[token];
             if (w.layout == Layout::q8_row) result *= scale[0];
@@ -103,6 +105,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", 1, &kFloatScalar, quantize_row, multiply, integer_work, float_work};
+const Kernels kScalar = {"scalar", 1, &kFloatScalar, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -61,6 +61,26 @@ inline __m256 power_of_two(__m256 x) {
 }
 inline Lanes power_of_two(Lanes x) { return {power_of_two(x.low), power_of_two(x.high)}; }
 
+inline __m256i magnitudes(__m256 x) { return _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)); }
+// The largest magnitude among all lanes, as the bits of the float: as integers they order numbers < infinity < no number.
+inline int32_t largest_bits(Lanes a, Lanes b) {
+    const __m256i most = _mm256_max_epi32(_mm256_max_epi32(magnitudes(a.low), magnitudes(a.high)),
+                                          _mm256_max_epi32(magnitudes(b.low), magnitudes(b.high)));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(most), _mm256_extracti128_si256(most, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+// Stores the nearest integers (ties to even), which fit a byte, and gives their sum.
+inline int32_t store_rounded(int8_t* at, Lanes x) {
+    const __m256i low = _mm256_cvtps_epi32(x.low), high = _mm256_cvtps_epi32(x.high), both = _mm256_add_epi32(low, high);
+    const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    const __m128i more = _mm_packs_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm_packs_epi16(shorts, more));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(both), _mm256_extracti128_si256(both, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+
 // 16 rows of 16 numbers turned: to[c * 16 + r] = from[r * stride + c].
 inline void transpose(const float* from, size_t stride, float* to) {
     for (size_t r = 0; r < 16; r += 4)

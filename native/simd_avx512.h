@@ -42,6 +42,19 @@ inline Lanes power_of_two(Lanes x) {
     return {_mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_set1_epi32(0x3f800000)))};
 }
 
+// The largest magnitude among all lanes, as the bits of the float: as integers they order numbers < infinity < no number.
+inline int32_t largest_bits(Lanes a, Lanes b) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    return _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a.all), magnitude),
+                                                    _mm512_and_si512(_mm512_castps_si512(b.all), magnitude)));
+}
+// Stores the nearest integers (ties to even), which fit a byte, and gives their sum.
+inline int32_t store_rounded(int8_t* at, Lanes x) {
+    const __m512i rounded = _mm512_cvtps_epi32(x.all);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm512_cvtepi32_epi8(rounded));
+    return _mm512_reduce_add_epi32(rounded);
+}
+
 // 16 rows of 16 numbers turned: to[c * 16 + r] = from[r * stride + c].
 inline void transpose(const float* from, size_t stride, float* to) {
     // Four rows that lie four apart stand in one register, so that the turning goes on inside 128 bits.

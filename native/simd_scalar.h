@@ -1,6 +1,7 @@
 // Sixteen floats at a time in plain C++. See float_kernels.h for what a wrapper has to offer.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "half.h"
@@ -54,6 +55,28 @@ inline Lanes power_of_two(const Lanes& x) {
         std::memcpy(&number, &bits, 4);
         return number;
     });
+}
+
+// The largest magnitude among all lanes, as the bits of the float: as integers they order numbers < infinity < no number.
+inline int32_t largest_bits(const Lanes& a, const Lanes& b) {
+    int32_t most = 0;
+    for (const Lanes* lanes : {&a, &b})
+        for (const float& number : lanes->lane) {
+            int32_t bits;
+            std::memcpy(&bits, &number, 4);
+            most = std::max(most, bits & 0x7fffffff);
+        }
+    return most;
+}
+// Stores the nearest integers (ties to even), which fit a byte, and gives their sum.
+inline int32_t store_rounded(int8_t* at, const Lanes& x) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < 16; i++) {
+        // Adding and subtracting 1.5 * 2^23 rounds.
+        at[i] = static_cast<int8_t>((x.lane[i] + 12582912.0f) - 12582912.0f);
+        sum += at[i];
+    }
+    return sum;
 }
 
 // 16 rows of 16 numbers turned: to[c * 16 + r] = from[r * stride + c].
