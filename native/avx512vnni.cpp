@@ -42,7 +42,12 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
     const size_t first = token * groups;
     __m512 total[T][B];
     for (int t = 0; t < T; t++)
-        for (int b = 0; b < B; b++) total[t][b] = _mm512_setzero_ps();
+        for (int b = 0; b < B; b++) {
+            total[t][b] = _mm512_setzero_ps();
+            // The lines that the results go to are on their way while they are computed.
+            __builtin_prefetch(out.data + (token + t) * w.rows + (block + b) * kRows, 1);
+            if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
+        }
     for (size_t g = 0; g < groups; g++) {
         const int8_t* group_values = values + g * kGroup;
         for (int half = 0; half < kHalves; half++) {
