@@ -14,6 +14,9 @@
 namespace handlens {
 namespace {
 
+// How many keys ahead values are fetched: in the input of the vision tower each lies in a page of its own.
+constexpr size_t kAhead = 16;
+
 // The queries first to last with all heads that share one key-value head: row r is query first + r / group of head
 // r % group. Keys are read once for all rows.
 class AttentionBlock {
@@ -96,9 +99,13 @@ private:
     // The values one behind the other, filled up to whole registers.
     void gather_values() {
         const float* from = a.values + kv_head * a.value_head;
-        for (size_t key = 0; key < seen; key++, from += a.value_step)
-            for (size_t c = 0; c < padded; c += kLanes)
-                store(values + key * padded + c, load(from + c, std::min(kLanes, a.width - c)));
+        const size_t whole = a.width / kLanes * kLanes;
+        for (size_t key = 0; key < seen; key++, from += a.value_step) {
+            float* to = values + key * padded;
+            for (size_t c = 0; c < padded; c += kLanes) __builtin_prefetch(from + kAhead * a.value_step + c);
+            for (size_t c = 0; c < whole; c += kLanes) store(to + c, load(from + c));
+            if (whole < a.width) store(to + whole, load(from + whole, a.width - whole));
+        }
     }
 
     // What all rows read of the vectors from `vector` on, as many at a time as the registers hold.

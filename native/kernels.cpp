@@ -5,7 +5,7 @@
 namespace handlens {
 
 size_t Attention::block() const {
-    constexpr size_t kScores = 1 << 16, kFewest = 12, kMost = 96;
+    constexpr size_t kScores = 3 << 15, kFewest = 12, kMost = 96;
     return std::max<size_t>(1, std::clamp(kScores / key_count, kFewest, kMost) * kv_heads / heads);
 }
 
