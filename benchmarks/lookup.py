@@ -82,8 +82,8 @@ SCRIPTS = {
         "Why is the sky blue?",
         "Sunlight holds all colours. On its way through the air it meets molecules far smaller than its wavelength, "
         "and these scatter short waves much more than long ones, with the fourth power of the frequency. So violet "
-        "and blue leave the straight path many times and reach our eyes from every direction, while red comes through. That "
-        "we see blue rather than violet has two reasons: the sun sends less violet, and human eyes hardly respond to it.",
+        "and blue leave the straight path many times and reach our eyes from every direction, while red comes through. "
+        "That we see blue rather than violet has two reasons: the sun sends less violet, and our eyes hardly see it.",
         False,
     ),
     "story": (

@@ -64,17 +64,24 @@ def load_model(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    vision_precision: str = "int8",
     prefix_cache_bytes: int = 1 << 30,
 ) -> LoadedModel:
     """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's.
 
     `backend` is one of BACKENDS; None is the device side, unless a `device` other than the CPU asks for torch. `device`
-    and `dtype` are torch's, or their names; see `model.generator.load_torch`.
+    and `dtype` are torch's, or their names; see `model.generator.load_torch`. `vision_precision` is the device side's:
+    "int8", or "f32" for a vision tower that computes in float32.
     """
     files = find_files(model, mmproj)
     if _chosen_backend(backend, device, dtype) == "torch":
         return _load_torch(files, position_mode=position_mode, device=device, dtype=dtype)
-    return _load_cpu(files, position_mode=position_mode, prefix_cache_bytes=prefix_cache_bytes)
+    return _load_cpu(
+        files,
+        position_mode=position_mode,
+        vision_precision=vision_precision,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
 
 
 def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
@@ -87,7 +94,9 @@ def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
     return backend or ("cpu" if on_cpu and dtype is None else "torch")
 
 
-def _load_cpu(files: ModelFiles, *, position_mode: str | None, prefix_cache_bytes: int) -> LoadedModel:
+def _load_cpu(
+    files: ModelFiles, *, position_mode: str | None, vision_precision: str, prefix_cache_bytes: int
+) -> LoadedModel:
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
@@ -95,7 +104,7 @@ def _load_cpu(files: ModelFiles, *, position_mode: str | None, prefix_cache_byte
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
-    engine = Engine(CpuBackend(config, *tensors), prefix_cache_bytes=prefix_cache_bytes)
+    engine = Engine(CpuBackend(config, *tensors, vision_precision), prefix_cache_bytes=prefix_cache_bytes)
     return LoadedModel(files, config, tokenizer, engine)
 
 

@@ -12,7 +12,6 @@ from handlens.engine.lookup import LONGEST, MOST, PER_TOKEN, ROW_COST, START, Lo
 from handlens.engine.sampling import SamplingParams
 from handlens.gguf.convert import write_language
 from tests.multilingual import lines
-from tests.row_independent import rows_alone
 
 pytestmark = pytest.mark.skipif(ops.native is None, reason="built without kernels")
 
@@ -20,9 +19,8 @@ GREEDY = SamplingParams.greedy(max_new_tokens=60)
 
 
 @pytest.fixture
-def made(quantized_model, monkeypatch):
+def made(quantized_model):
     """Makes a chat with or without guesses that remembers nothing of others."""
-    rows_alone(monkeypatch)
     chat = load(quantized_model.model, quantized_model.mmproj)
 
     def make(lookup: bool | None) -> Chat:
@@ -70,9 +68,8 @@ def test_answers_are_the_same_with_and_without_guesses(made, params):
         assert steps < plain_steps  # and some guesses were right
 
 
-def test_guesses_that_pay_save_most_steps(monkeypatch, tiny_model, tmp_path):
+def test_guesses_that_pay_save_most_steps(tiny_model, tmp_path):
     """A model that says the same thirty tokens over and over: each token is the answer to the one before it."""
-    rows_alone(monkeypatch)
     official = dict(tiny_model.official)
     for index in range(tiny_model.config.llm.num_hidden_layers):
         for module in ("self_attn.o_proj", "mlp.down_proj"):
@@ -123,7 +120,7 @@ def test_stop_strings_and_streams_do_not_see_guesses(made):
     assert stopped == whole[: whole.index(stop)].rstrip()
 
 
-def test_where_numpy_computes_nothing_is_guessed(tiny_model):
+def test_where_numpy_computes_nothing_is_guessed(tiny_model, exact):
     engine = load(tiny_model.model, tiny_model.mmproj).generator
     assert engine.lookup is False and engine.backend.row_independent is False
 

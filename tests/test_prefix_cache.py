@@ -8,12 +8,13 @@ from PIL import Image
 
 from handlens.chat import load
 from handlens.cpu import ops
+from handlens.cpu.backend import KERNELS_VARIABLE
 from handlens.engine import engine as engine_module
 from handlens.engine.engine import Engine
 from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import SamplingParams
+from handlens.errors import ModelFileError
 from tests.multilingual import lines
-from tests.row_independent import rows_alone
 
 GREEDY = SamplingParams.greedy(max_new_tokens=12)
 
@@ -26,19 +27,18 @@ def user(*content):
     return {"role": "user", "content": list(content)}
 
 
-@pytest.fixture(params=["numpy", "kernels"])
+@pytest.fixture(params=["numpy", "float kernels", "kernels"])
 def fresh(request, tiny_model, quantized_model, monkeypatch):
     """Makes a chat that remembers nothing yet."""
-    made = tiny_model
-    if request.param == "kernels":
-        if ops.native is None:
-            pytest.skip("built without kernels")
-        made = quantized_model
-        rows_alone(monkeypatch)
+    made = {"numpy": tiny_model, "float kernels": tiny_model, "kernels": quantized_model}[request.param]
+    if request.param == "numpy":
+        monkeypatch.setenv(KERNELS_VARIABLE, "off")
+    elif ops.native is None:
+        pytest.skip("built without kernels")
 
     def make():
         chat = load(made.model, made.mmproj)
-        assert chat.generator.backend.row_independent == (request.param == "kernels")
+        assert chat.generator.backend.row_independent == (request.param != "numpy")
         return chat
 
     return make
@@ -179,8 +179,9 @@ def test_questions_at_the_same_time_do_not_meet_in_one_cache(fresh):
 
 def test_a_poisoned_request_leaves_nothing_behind(tiny_model):
     chat = load(tiny_model.model, tiny_model.mmproj)
-    chat.generator.backend.llama.output = np.full_like(chat.generator.backend.llama.output, np.nan)
-    with pytest.raises(Exception, match="not numbers"):
+    llama = chat.generator.backend.llama
+    llama.output_norm = np.full_like(llama.output_norm, np.nan)
+    with pytest.raises(ModelFileError, match="not numbers"):
         chat.reply([user("Hello")], GREEDY)
     assert chat.generator.prefixes.entries == []
 

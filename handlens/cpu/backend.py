@@ -21,20 +21,31 @@ DENSE_BYTES = 1 << 30
 #: Set to "off", all arithmetic is numpy's.
 KERNELS_VARIABLE = "HANDLENS_KERNELS"
 #: Matrices that are only looked up in, row by row. The first is multiplied with where there is no `output.weight`.
-TABLES = ("token_embd.weight", "v.position_embd.weight")
+TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "resampler.pos_embed")
+#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), or float32.
+VISION_PRECISIONS = ("int8", "f32")
 
 
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
-    GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
+    GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
+    `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32."""
 
-    def __init__(self, config: ModelConfig, language: Mapping[str, Tensor], vision: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        language: Mapping[str, Tensor],
+        vision: Mapping[str, Tensor] | None = None,
+        vision_precision: str = "int8",
+    ):
+        if vision_precision not in VISION_PRECISIONS:
+            raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config
         arithmetic = choose_arithmetic()
         self.llama = Llama(config.llm, _in_memory(language, arithmetic), arithmetic)
         self.row_independent = _is_row_independent(self.llama)
         if config.vision is not None:
-            weights = _in_memory(vision, arithmetic)
+            weights = _in_memory(vision, arithmetic, vision_precision)
             self.tower = VisionTower(config.vision, weights, arithmetic)
             self.resampler = Resampler(config.resampler, weights, arithmetic)
 
@@ -99,19 +110,20 @@ def describe_arithmetic() -> str:
 def _is_row_independent(llama: Llama) -> bool:
     """Whether no product is left to numpy, whose roundings depend on the number of rows in a call."""
     weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]
-    packed = all(isinstance(weight, ops.PackedWeight) for weight in weights if len(weight.shape) == 2)
-    return packed and ops.causal_attention is not reference.causal_attention
+    return all(isinstance(weight, ops.PackedWeight) for weight in weights if len(weight.shape) == 2)
 
 
-def _in_memory(tensors: Mapping[str, Tensor], arithmetic: ModuleType) -> dict[str, reference.Weight | ops.PackedWeight]:
-    """Quantised matrices packed for the kernels, where they run; of the rest vectors, and everything of a small model,
-    as float32 arrays, and large matrices as they are, mapped from the file."""
+def _in_memory(
+    tensors: Mapping[str, Tensor], arithmetic: ModuleType, precision: str | None = None
+) -> dict[str, reference.Weight | ops.PackedWeight]:
+    """Matrices packed for the kernels, where they run (see `ops.pack` for the precision). Of the rest vectors, and
+    everything of a small model, as float32 arrays, and large matrices as they are, mapped from the file."""
     small = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors.values()) <= DENSE_BYTES
     tables = {name for name in TABLES if name != "token_embd.weight" or "output.weight" in tensors}
 
     def place(name: str, tensor: Tensor) -> reference.Weight | ops.PackedWeight:
-        if arithmetic is ops and name not in tables and ops.packs(tensor):
-            return ops.pack(tensor)
+        if arithmetic is ops and name not in tables and len(tensor.shape) > 1:
+            return ops.pack(tensor, precision=precision)
         return tensor.dequantize() if small or len(tensor.shape) == 1 else tensor
 
     return {name: place(name, tensor) for name, tensor in tensors.items()}

@@ -162,7 +162,7 @@ class Llama:
         """x [n, D] after one layer. Only the attention sees sequences: their rows are `spans`."""
         ops, w = self.ops, self.layers[index]
         n, head_dim, eps = len(x), self.config.head_dim, self.config.rms_norm_eps
-        q, k, v = ops.linears(ops.rms_norm(x, *w["attn_norm"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
+        q, k, v = ops.norm_linears(x, w["attn_norm"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
         q = ops.rope(q.reshape(n, -1, head_dim), *rotation)  # [n, H, d]
         k = ops.rope(k.reshape(n, -1, head_dim), *rotation)  # [n, K, d]
         v = v.reshape(n, -1, head_dim)  # [n, K, d]
@@ -170,13 +170,14 @@ class Llama:
         for span, cache in zip(spans, caches, strict=True):
             keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
             read[span] = ops.causal_attention(q[span], keys, values)
-        x = x + ops.linear(read.reshape(n, -1), *w["attn_output"])
-        gate, up = ops.linears(ops.rms_norm(x, *w["ffn_norm"], eps), w["ffn_gate"], w["ffn_up"])
-        return x + ops.linear(ops.silu(gate) * up, *w["ffn_down"])
+        x = ops.linear(read.reshape(n, -1), *w["attn_output"], residual=x)
+        gate, up = ops.norm_linears(x, w["ffn_norm"], eps, w["ffn_gate"], w["ffn_up"])
+        return ops.swiglu_linear(gate, up, w["ffn_down"], residual=x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """The logits [n, V] of the last layer's rows x [n, D]."""
-        return self.ops.linear(self.ops.rms_norm(x, self.output_norm, self.config.rms_norm_eps), self.output)
+        (logits,) = self.ops.norm_linears(x, (self.output_norm,), self.config.rms_norm_eps, (self.output,))
+        return logits
 
 
 def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
