@@ -34,6 +34,8 @@ class Backend(Protocol):
     config: ModelConfig
     #: Whether a position's results have the same bits whatever other positions are in the call.
     row_independent: bool
+    #: All that vectors of images depend on besides the image: the weights and the way of computing.
+    vision_key: str
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors of each image, [its slices * Q, D] float32. `longest` is the patch count of the longest slice of

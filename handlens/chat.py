@@ -37,6 +37,10 @@ def load(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    threads: int | None = None,
+    vision_precision: str | None = None,
+    low_memory: bool = False,
+    cache_dir: str | Path | None = None,
     prefix_cache_bytes: int = 1 << 30,
     limits: Limits = Limits(),
 ) -> "Chat":
@@ -47,8 +51,10 @@ def load(
     made for, `position_mode` to the family's (see docs/faithfulness.md). `backend="torch"` lets PyTorch compute, and so
     does a `device` other than "cpu", such as "cuda" (see docs/pytorch.md).
 
-    Where the device side computes, up to `prefix_cache_bytes` of keys and values of earlier requests are kept for later
-    ones that begin alike.
+    The backend cpu has more: `threads` compute, by default one for each physical core; the vision tower computes in the
+    `vision_precision` "int8" (the default) or "f32"; with `low_memory` its weights are in memory only while images are
+    encoded; vectors of images are kept in the folder `cache_dir`, up to 1 GiB (docs/python.md says what they tell);
+    `prefix_cache_bytes` of keys and values, at most, serve later requests that begin alike.
     """
     loaded = load_model(
         model,
@@ -57,6 +63,10 @@ def load(
         backend=backend,
         device=device,
         dtype=dtype,
+        threads=threads,
+        vision_precision=vision_precision,
+        low_memory=low_memory,
+        cache_dir=cache_dir,
         prefix_cache_bytes=prefix_cache_bytes,
     )
     return Chat(loaded, context_length=context_length, limits=limits)

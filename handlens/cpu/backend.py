@@ -1,7 +1,11 @@
 """The device side's backend: the tensors of a file pair, the vision tower, the resampler and the language model."""
 
+import hashlib
+import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -11,10 +15,13 @@ from handlens.backend import Progress
 from handlens.config import ModelConfig
 from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
+from handlens.cpu.threads import check_thread_count
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
 from handlens.gguf.blocks import Tensor
 from handlens.images import SlicedImage, patches
+
+log = logging.getLogger("handlens")
 
 #: Models up to this many float32 bytes are held dequantised; larger ones are dequantised piece by piece in each call.
 DENSE_BYTES = 1 << 30
@@ -29,7 +36,8 @@ VISION_PRECISIONS = ("int8", "f32")
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
     GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
-    `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32."""
+    `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32. With `low_memory` the vision side
+    is in memory only while images are encoded."""
 
     def __init__(
         self,
@@ -37,20 +45,69 @@ class CpuBackend:
         language: Mapping[str, Tensor],
         vision: Mapping[str, Tensor] | None = None,
         vision_precision: str = "int8",
+        low_memory: bool = False,
     ):
         if vision_precision not in VISION_PRECISIONS:
             raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config
-        arithmetic = choose_arithmetic()
-        self.llama = Llama(config.llm, _in_memory(language, arithmetic), arithmetic)
+        self.arithmetic = choose_arithmetic()
+        self.llama = Llama(config.llm, _in_memory(language, self.arithmetic), self.arithmetic)
         self.row_independent = _is_row_independent(self.llama)
-        if config.vision is not None:
-            weights = _in_memory(vision, arithmetic, vision_precision)
-            self.tower = VisionTower(config.vision, weights, arithmetic)
-            self.resampler = Resampler(config.resampler, weights, arithmetic)
+        self.vision_precision = vision_precision
+        self.low_memory = low_memory
+        self._vision = vision
+        self._eyes: tuple[VisionTower, Resampler] | None = None
+        self._lock = threading.Lock()
+        if low_memory:
+            check_vision(config, vision)
+        else:
+            self.open_eyes()
+
+    def open_eyes(self) -> tuple[VisionTower, Resampler] | None:
+        """The vision side in memory, if the model has one."""
+        with self._lock:
+            if self._eyes is None and self.config.vision is not None:
+                weights = _in_memory(self._vision, self.arithmetic, self.vision_precision)
+                tower = VisionTower(self.config.vision, weights, self.arithmetic)
+                self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
+            return self._eyes
+
+    @property
+    def tower(self) -> VisionTower:
+        """The vision tower."""
+        return self.open_eyes()[0]
+
+    @property
+    def resampler(self) -> Resampler:
+        """The resampler."""
+        return self.open_eyes()[1]
+
+    @cached_property
+    def vision_key(self) -> str:
+        """A digest of the vision side's weights and sizes, and how it computes."""
+        digest = hashlib.sha256(repr((self.config.vision, self.config.resampler)).encode())
+        for name, tensor in sorted(self._vision.items()):
+            digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
+            digest.update(np.ascontiguousarray(tensor.data))
+        precision = self.vision_precision if self.arithmetic is ops else "numpy"
+        return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors [slices * Q, D] of each image; progress is told after each slice."""
+        try:
+            return self._encode(images, longest, progress, *self.open_eyes())
+        finally:
+            if self.low_memory:
+                self._eyes = None
+
+    def _encode(
+        self,
+        images: Sequence[SlicedImage],
+        longest: int,
+        progress: Progress | None,
+        tower: VisionTower,
+        resampler: Resampler,
+    ) -> list[np.ndarray]:
         total = sum(len(image.slices) for image in images)
         done = 0
         encoded = []
@@ -58,7 +115,7 @@ class CpuBackend:
             vectors = []
             for pixels, tgt_size in zip(image.slices, image.plan.tgt_sizes, strict=True):
                 cells = patches(pixels, self.config.vision.patch_size)
-                vectors.append(self.resampler.forward(self.tower.encode(cells, tgt_size, longest), tgt_size))
+                vectors.append(resampler.forward(tower.encode(cells, tgt_size, longest), tgt_size))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -84,9 +141,23 @@ class CpuBackend:
 def check_shapes(config: ModelConfig, language: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> None:
     """ModelFileError for the first tensor whose shape is not that of the config; of tensors only `shape` is asked."""
     Llama(config.llm, language)
+    check_vision(config, vision)
+
+
+def check_vision(config: ModelConfig, vision: Mapping[str, Any] | None) -> None:
+    """As `check_shapes`, for the vision side of a model that has one."""
     if config.vision is not None:
         VisionTower(config.vision, vision)
         Resampler(config.resampler, vision)
+
+
+def use_threads(count: int) -> None:
+    """Sets how many threads the kernels compute with, in the whole process."""
+    check_thread_count(count)
+    if choose_arithmetic() is ops:
+        ops.set_threads(count)
+    else:
+        log.warning("numpy computes here, with as many threads as OMP_NUM_THREADS says; %d threads have no use", count)
 
 
 def choose_arithmetic() -> ModuleType:

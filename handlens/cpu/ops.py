@@ -195,7 +195,14 @@ def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, i
 
 def description() -> str:
     """How the kernels run here, for people."""
-    return f"kernels {_isa()}, {thread_count()} threads"
+    _start()
+    return f"kernels {_isa()}, {native.threads()} threads"
+
+
+def set_threads(count: int) -> None:
+    """Sets how many threads compute, whatever the environment says."""
+    _start()
+    native.set_threads(count)
 
 
 @cache

@@ -17,6 +17,7 @@ from handlens.engine.cache import ImageCache, longest_slice
 from handlens.engine.lookup import Lookup
 from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import Sampling, SamplingParams
+from handlens.engine.store import ImageStore
 from handlens.errors import ModelFileError
 from handlens.processor import Inputs
 
@@ -65,8 +66,9 @@ class Engine:
     """Runs requests on one backend. Safe to call from many threads.
 
     Vectors of images and the keys and values of finished requests are remembered, within `image_cache_bytes` and
-    `prefix_cache_bytes`; an answer has the same bits with and without them. Tokens that the prompt or the answer may
-    show in advance are guessed and verified (`lookup.py`), by default where verifying gives the same bits as well.
+    `prefix_cache_bytes`, and vectors also in a `store`; an answer has the same bits with and without them. Tokens that
+    the prompt or the answer may show in advance are guessed and verified (`lookup.py`), by default where verifying
+    gives the same bits as well.
     """
 
     def __init__(
@@ -75,10 +77,11 @@ class Engine:
         image_cache_bytes: int = 256 << 20,
         prefix_cache_bytes: int = 1 << 30,
         lookup: bool | None = None,
+        store: ImageStore | None = None,
     ):
         self.backend = backend
         self.lookup = backend.row_independent if lookup is None else lookup
-        self.images = ImageCache(backend, image_cache_bytes)
+        self.images = ImageCache(backend, image_cache_bytes, store)
         self.prefixes = PrefixCache(prefix_cache_bytes, backend.row_independent)
         self.requests: list[Request] = []
         self.lock = threading.RLock()
