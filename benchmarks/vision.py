@@ -3,10 +3,11 @@
     python -m benchmarks.vision
     python -m benchmarks.vision --precision f32 --layers 4 --rounds 3
 
-runs the vision tower and the resampler of MiniCPM-Llama3-V 2.5 with random weights on one slice of 448 x 448 pixels, and
-attention alone, and prints Markdown tables. With fewer layers than 27 the tower's time is scaled up. Each round measures
-the integer and the float peak (see `benchmarks.cpu`) and then the parts, and shares are medians of the rounds' ratios;
-the least time that both peaks allow for a slice is printed beside its time.
+runs the vision tower and the resampler of MiniCPM-Llama3-V 2.5 with random weights on one slice of 448 x 448 pixels,
+and attention alone, and prints Markdown tables. With fewer layers than 27 the tower's time is scaled up. Each round
+measures the integer and the float peak (see `benchmarks.cpu`) and then the parts, and shares are medians of the rounds'
+ratios. The time of a slice is also given times the integer peak of its round: how many operations could have been done,
+which stays the same when other work slows everything.
 """
 
 import argparse
@@ -59,13 +60,13 @@ def main() -> None:
         peaks.append((integer, floating))
         slices.append(slice_seconds(tower, resampler, patches))
         least = matrices / (integer if args.precision == "int8" else floating) + attentions / floating
-        shares.append([least / sum(slices[-1])])
+        shares.append([least / sum(slices[-1]), sum(slices[-1]) * integer / 1e9])
         for name, (causal, *arrays) in inputs.items():
             taken = seconds(lambda causal=causal, arrays=arrays: ops._attend(*arrays, causal, None))
             work = attention_operations(*ATTENTIONS[name]) / (2 if causal and len(arrays[0]) > 1 else 1)
             shares[-1] += [taken * 1e3, work / taken / floating]
     integer, floating = np.median(peaks, axis=0) / 1e9
-    share, *alone = np.median(shares, axis=0)
+    share, possible, *alone = np.median(shares, axis=0)
     in_tower, in_resampler = np.median(slices, axis=0)
     print(f"{isa}, {args.threads} threads, {args.precision}, medians of {args.rounds} rounds\n")
     print(
@@ -73,7 +74,8 @@ def main() -> None:
     )
     print("| one slice | time |\n|---|---:|")
     print(f"| vision tower | {in_tower:.2f} s |\n| resampler | {in_resampler:.2f} s |")
-    print(f"| both | {in_tower + in_resampler:.2f} s |\n| the peaks' least time, as a share of it | {share:.0%} |\n")
+    print(f"| both | {in_tower + in_resampler:.2f} s |\n| the peaks' least time, as a share of it | {share:.0%} |")
+    print(f"| time x int8 peak | {possible:.0f} GOP |\n")
     print("| attention | time | of the fp32 peak |\n|---|---:|---:|")
     for name, taken, part in zip(inputs, alone[::2], alone[1::2], strict=True):
         print(f"| {name} | {taken:.2f} ms | {part:.0%} |")

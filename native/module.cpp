@@ -170,7 +170,6 @@ PreparedBy make_step(const std::string& kind, std::optional<Vector> weight, std:
 }
 
 void check_step(const PreparedBy& by, const Matrix& x) {
-    check_alignment(x.data(), "x");
     if (by.weight) check_vector(*by.weight, x.shape(1), "the weight of the norm");
     if (by.bias) check_vector(*by.bias, x.shape(1), "the bias of the norm");
     if (by.second) check_matrix(*by.second, x.shape(0), x.shape(1), "the second input");
@@ -178,6 +177,7 @@ void check_step(const PreparedBy& by, const Matrix& x) {
 
 // The rows of x after a step.
 void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const std::string& isa) {
+    check_alignment(x.data(), "x");
     check_step(by, x);
     check_matrix(out, x.shape(0), x.shape(1), "the output");
     const FloatKernels& kernels = *kernels_named(isa).floats;
@@ -250,6 +250,7 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
              const PreparedBy* by) {
     const std::vector<Layer> layers = check_layers(x, weights, outs, biases, residual);
     const Step step = by ? by->step : Step{};
+    check_alignment(x.data(), "x");
     if (by) check_step(*by, x);
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (rows == 0) return;
