@@ -17,13 +17,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.cpu import RATE_ROUNDS
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import ops
 from handlens.cpu.backend import TABLES, VISION_PRECISIONS
 from handlens.cpu.threads import thread_count
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
+from handlens.measure import RATE_ROUNDS
 
 SIDE = 32
 PATCHES = SIDE * SIDE

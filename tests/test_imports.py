@@ -45,6 +45,7 @@ FLOORS = {
         "weights",
     },
     "chat": {"backend", "decode", "engine", "errors", "processor", "tokenizer", "weights"},
+    "measure": {"chat", "cpu", "engine", "images"},
     "model_card": {"chat", "tokenizer", "weights"},
 }
 #: The PyTorch side is imported by who asks for it only.

@@ -1,4 +1,4 @@
-"""The command line: `handlens ask`, `chat`, `read`, `convert` and `info`.
+"""The command line: `handlens ask`, `chat`, `read`, `convert`, `info` and `bench`.
 
 A command imports what is heavy (numpy, Pillow, tokenizers, rich) when it runs, so that `handlens --help` is quick.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, converse, convert, info, read
+from handlens.cli import ask, bench, converse, convert, info, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -33,6 +33,7 @@ for name, module, command in (
     ("read", read, read.transcribe),
     ("convert", convert, convert.convert_model),
     ("info", info, info.describe),
+    ("bench", bench, bench.bench),
 ):
     app.command(name, epilog=module.EXAMPLES)(unfolded(command))
 

@@ -108,7 +108,7 @@ class CpuBackend:
         tower: VisionTower,
         resampler: Resampler,
     ) -> list[np.ndarray]:
-        total = sum(len(image.slices) for image in images)
+        total = sum(len(image.plan.sizes) for image in images)
         done = 0
         encoded = []
         for image in images:

@@ -63,7 +63,7 @@ class ImageCache:
         if self.store is None:
             return None
         resampler = self.backend.config.resampler
-        vectors = self.store.get(self._name(key), (len(image.slices) * resampler.query_num, resampler.embed_dim))
+        vectors = self.store.get(self._name(key), (len(image.plan.sizes) * resampler.query_num, resampler.embed_dim))
         if vectors is not None:
             self._remember(key, vectors)
         return vectors

@@ -263,9 +263,9 @@ class Engine:
 def image_positions(inputs: Inputs) -> list[np.ndarray]:
     """The query positions [slices * Q] of each image of a request."""
     bounds = [np.arange(start, end) for start, end in inputs.image_bound]
-    lasts = accumulate(len(image.slices) for image in inputs.images)
+    lasts = accumulate(len(image.plan.sizes) for image in inputs.images)
     return [
-        np.concatenate(bounds[last - len(image.slices) : last])
+        np.concatenate(bounds[last - len(image.plan.sizes) : last])
         for last, image in zip(lasts, inputs.images, strict=True)
     ]
 
