@@ -1,12 +1,17 @@
 """Options of loading that change what a model costs, from Python and from the command line."""
 
 import gc
+import subprocess
+import sys
 import weakref
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.make_model import write
 from handlens.chat import load
 from handlens.cli import run
 from handlens.cpu import ops
@@ -14,6 +19,7 @@ from handlens.cpu.threads import thread_count
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf import GGUFFile, write_gguf
+from tests import tiny
 
 GREEDY = SamplingParams.greedy(max_new_tokens=8)
 MSGS = [{"role": "user", "content": [Image.new("RGB", (300, 200), "teal"), "What?"]}]
@@ -110,3 +116,36 @@ def test_the_command_line_passes_them_on(tiny_model, tmp_path, threads, capsys):
         assert ops.native.threads() == 1
     assert run([*ask, "--threads", "0"]) == 2 and "0 threads" in capsys.readouterr().err
     assert run([*ask, "--vision-precision", "int4"]) == 2 and "int4" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what lies in memory")
+def test_low_memory_gives_back_what_the_vision_side_took(tmp_path):
+    """In a process of its own, with a vision side of about 90 MB, mapped and packed."""
+    config = tiny.config()
+    vision = replace(config.vision, hidden_size=768, intermediate_size=3072, num_hidden_layers=6, num_attention_heads=8)
+    config = replace(config, vision=vision, resampler=replace(config.resampler, kv_dim=768))
+    model, _ = write(tmp_path, "Q8_0", 2, "F16", 6, config)
+    code = f"""
+from PIL import Image
+from handlens.chat import load
+from handlens.engine.sampling import SamplingParams
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) / 1024
+
+def ask(chat, colour):
+    msgs = [{{"role": "user", "content": [Image.new("RGB", (100, 100), colour), "What?"]}}]
+    return chat.reply(msgs, SamplingParams.greedy(max_new_tokens=4))
+
+before = load({str(model)!r}, low_memory=True)
+start = resident()
+after = ask(before, "red")
+low = resident() - start
+plain = load({str(model)!r})
+same = ask(plain, "red") == after
+print(low, resident() - start, same)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    low, plain, same = ran.stdout.split()
+    assert same == "True"
+    assert float(low) < 40 < 70 < float(plain)

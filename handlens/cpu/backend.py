@@ -15,6 +15,7 @@ from handlens.backend import Progress
 from handlens.config import ModelConfig
 from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
+from handlens.cpu.memory import give_back
 from handlens.cpu.threads import check_thread_count
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
@@ -99,6 +100,7 @@ class CpuBackend:
         finally:
             if self.low_memory:
                 self._eyes = None
+                give_back(tensor.data for tensor in self._vision.values())
 
     def _encode(
         self,
