@@ -12,8 +12,8 @@ peaks come from loops that stay in registers, the read bandwidth from summing 1 
 import argparse
 import json
 import subprocess
-import time
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy as np
 from handlens.cpu import ops, reference
 from handlens.cpu.threads import thread_count
 from handlens.gguf.blocks import BLOCKS, Tensor
+from handlens.measure import machine_limits, seconds
 
 #: Types, and where in a block their float16 scales lie.
 TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
@@ -28,7 +29,6 @@ TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
 LAYER = (((4096, 1024, 1024), 4096), ((4096,), 4096), ((14336, 14336), 4096), ((4096,), 14336))
 PREFILL = 512
 WEIGHTS = sum(sum(rows) * columns for rows, columns in LAYER)
-RATE_ROUNDS = 2_000_000
 
 Calls = list[tuple[np.ndarray, tuple]]
 
@@ -45,7 +45,6 @@ def main() -> None:
     args = parser.parse_args()
     if (args.llama_bench is None) != (args.model is None):
         parser.error("--llama-bench and --model go together")
-    memory = np.ones((1, 1 << 30), np.uint8)
     limits, lines = [], []
     for name in TYPES:
         tensors = random_layer(name)
@@ -55,14 +54,12 @@ def main() -> None:
         decode, prefill = layer_calls(weights, 1), layer_calls(weights, PREFILL)
         rounds = []
         for _ in range(args.rounds):
-            read = ops.native.read_rate(memory)
-            slow = seconds(decode, ops.linears)
-            integer = ops.native.integer_rate(args.isa, RATE_ROUNDS)
-            fast = seconds(prefill, ops.linears)
-            limits.append((read, integer, ops.native.float_rate(args.isa, RATE_ROUNDS)))
-            rounds.append((nbytes / slow, nbytes / slow / read, operations() / fast, operations() / fast / integer))
+            limits.append(machine_limits(args.isa))
+            decoded = nbytes / seconds(run, decode, ops.linears)
+            read = operations() / seconds(run, prefill, ops.linears)
+            rounds.append((decoded, decoded / limits[-1].read, read, read / limits[-1].integer))
         lines.append((name, *np.median(rounds, axis=0), *([] if args.no_numpy else numpy_rates(tensors, nbytes))))
-    show(args, np.array(limits), lines)
+    show(args, np.array([astuple(each) for each in limits]), lines)
     if args.llama_bench:
         show_llama_cpp(args)
 
@@ -90,12 +87,10 @@ def layer_calls(weights: list[list], n: int) -> Calls:
     ]
 
 
-def seconds(calls: Calls, linears: Callable) -> float:
-    """How long one layer's matrices take."""
-    start = time.perf_counter()
+def run(calls: Calls, linears: Callable) -> None:
+    """Multiplies with one layer's matrices."""
     for x, layers in calls:
         linears(x, *layers)
-    return time.perf_counter() - start
 
 
 def operations() -> float:
@@ -104,8 +99,7 @@ def operations() -> float:
 
 def numpy_rates(tensors: list[list[Tensor]], nbytes: int) -> tuple[float, float]:
     """The bytes a second of decoding and operations a second of prefill in numpy."""
-    decode = seconds(layer_calls(tensors, 1), reference.linears)
-    prefill = seconds(layer_calls(tensors, PREFILL), reference.linears)
+    decode, prefill = (seconds(run, layer_calls(tensors, rows), reference.linears) for rows in (1, PREFILL))
     return nbytes / decode, operations() / prefill
 
 

@@ -149,7 +149,7 @@ def by_type(folder: Path) -> Iterable[tuple]:
     """Text, and pictures that both cut alike, for each type of weights and both of llama.cpp's ways to attend."""
     for type in ("F32", "F16", "BF16", "Q8_0"):
         made = write(folder, type)
-        chat = load(made.model, made.mmproj)
+        chat = load(made.model, made.mmproj, vision_precision="f32")
         for exact, setting in ((True, "float32, plain"), (False, "its default: float16 keys and values, flash")):
             llama_cpp = LlamaCpp(made.model, made.mmproj, exact=exact)
             yield type, setting, *tally(texts(chat, llama_cpp)), *tally(pictures(chat, llama_cpp, SHAPES))
@@ -168,7 +168,12 @@ def by_shape(chat: Chat, rounded: Chat, llama_cpp: LlamaCpp) -> Iterable[tuple]:
 def by_position_mode(made: tiny.TinyModel, llama_cpp: LlamaCpp) -> Iterable[tuple]:
     """What the numbering of the patches alone changes, on pictures that both cut alike."""
     for mode in POSITION_MODES:
-        yield mode, *tally(pictures(load(made.model, made.mmproj, position_mode=mode), llama_cpp, SHAPES))
+        yield (
+            mode,
+            *tally(
+                pictures(load(made.model, made.mmproj, position_mode=mode, vision_precision="f32"), llama_cpp, SHAPES)
+            ),
+        )
 
 
 def by_kind(chat: Chat, llama_cpp: LlamaCpp) -> Iterable[tuple]:
@@ -201,7 +206,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = write(folder, "F32")
-        chat, rounded = (load(made.model, made.mmproj) for _ in range(2))
+        chat, rounded = (load(made.model, made.mmproj, vision_precision="f32") for _ in range(2))
         round_as_llama_cpp(rounded)
         llama_cpp = LlamaCpp(made.model, made.mmproj)
         table(

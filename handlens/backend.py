@@ -20,13 +20,22 @@ class Cache(Protocol):
 
     length: int
 
-    def copy(self) -> "Cache": ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def copy(self, length: int | None = None) -> "Cache": ...
+
+    def truncate(self, length: int) -> None: ...
 
 
 class Backend(Protocol):
     """n positions of new input, D the width of the language model, V the vocabulary, Q queries a slice."""
 
     config: ModelConfig
+    #: Whether a position's results have the same bits whatever other positions are in the call.
+    row_independent: bool
+    #: All that vectors of images depend on besides the image: the weights and the way of computing.
+    vision_key: str
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors of each image, [its slices * Q, D] float32. `longest` is the patch count of the longest slice of
@@ -38,5 +47,8 @@ class Backend(Protocol):
     def new_cache(self) -> Cache:
         """An empty cache for one sequence."""
 
-    def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[Cache]) -> np.ndarray:
-        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
+    def forward(
+        self, inputs: Sequence[np.ndarray], caches: Sequence[Cache], tails: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
+        after the last so many positions of each, one behind the other."""

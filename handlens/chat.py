@@ -37,6 +37,11 @@ def load(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    threads: int | None = None,
+    vision_precision: str | None = None,
+    low_memory: bool = False,
+    cache_dir: str | Path | None = None,
+    prefix_cache_bytes: int = 1 << 30,
     limits: Limits = Limits(),
 ) -> "Chat":
     """A model, ready to be asked. Without a path it is the one that ships with handlens.
@@ -45,8 +50,25 @@ def load(
     projector file, looked for beside the model when it is not given. `context_length` defaults to what the model was
     made for, `position_mode` to the family's (see docs/faithfulness.md). `backend="torch"` lets PyTorch compute, and so
     does a `device` other than "cpu", such as "cuda" (see docs/pytorch.md).
+
+    The backend cpu has more: `threads` compute, by default one for each physical core; the vision tower computes in the
+    `vision_precision` "int8" (the default) or "f32"; with `low_memory` its weights are in memory only while images are
+    encoded; vectors of images are kept in the folder `cache_dir`, up to 1 GiB (docs/python.md says what they tell);
+    `prefix_cache_bytes` of keys and values, at most, serve later requests that begin alike.
     """
-    loaded = load_model(model, mmproj, position_mode=position_mode, backend=backend, device=device, dtype=dtype)
+    loaded = load_model(
+        model,
+        mmproj,
+        position_mode=position_mode,
+        backend=backend,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        vision_precision=vision_precision,
+        low_memory=low_memory,
+        cache_dir=cache_dir,
+        prefix_cache_bytes=prefix_cache_bytes,
+    )
     return Chat(loaded, context_length=context_length, limits=limits)
 
 

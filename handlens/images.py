@@ -9,8 +9,9 @@ model repository), float arithmetic and ties included, since one pixel of differ
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -53,15 +54,21 @@ class SlicePlan:
 
 @dataclass(frozen=True, eq=False)
 class SlicedImage:
-    """One image as the vision tower takes it: `slices` are float32 arrays [3, H, W], `size` is that of the original.
+    """One image as the vision tower takes it; `size` is that of the original.
 
-    `digest` names the pixels and how they were cut; images with the same one have the same slices.
+    `digest` names the pixels and how they are cut; images with the same one have the same slices. The slices are made
+    when they are asked for: an image whose vectors are remembered needs none.
     """
 
     size: tuple[int, int]
     plan: SlicePlan
-    slices: list[np.ndarray]
     digest: str
+    make: Callable[[], list[np.ndarray]]
+
+    @cached_property
+    def slices(self) -> list[np.ndarray]:
+        """Float32 arrays [3, H, W]: the overview, then the cells row by row."""
+        return self.make()
 
 
 def _divisible(length: float, divisor: int) -> int:
@@ -138,15 +145,23 @@ def cut(image: Image.Image, options: SliceOptions, mean: Sequence[float], std: S
     has applied it to a file). Each output is resized once, from the original pixels.
     """
     plan = plan_slices(*image.size, options)
-    rgb = image.convert("RGB")
+    rgb = image.convert("RGB")  # a copy, which nobody changes before the slices are made
+
+    def make() -> list[np.ndarray]:
+        return [_normalise(picture, mean, std) for picture in _pictures(rgb, plan)]
+
+    return SlicedImage(image.size, plan, f"{digest(rgb)} {plan}", make)
+
+
+def _pictures(rgb: Image.Image, plan: SlicePlan) -> list[Image.Image]:
+    """The overview and the cells."""
     pictures = [resize(rgb, plan.overview)]
     if plan.grid:
         refined = resize(rgb, plan.refined)
         (cols, rows), (width, height) = plan.grid, plan.cell
         corners = [(col * width, row * height) for row in range(rows) for col in range(cols)]
         pictures += [refined.crop((x, y, x + width, y + height)) for x, y in corners]
-    slices = [_normalise(picture, mean, std) for picture in pictures]
-    return SlicedImage(image.size, plan, slices, f"{digest(rgb)} {plan}")
+    return pictures
 
 
 def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from handlens.checkpoint import PICKLE_SUFFIXES, check_names, open_checkpoint
 from handlens.config import ModelConfig
-from handlens.cpu.backend import CpuBackend
+from handlens.cpu.backend import CpuBackend, use_threads
 from handlens.engine.engine import Engine
+from handlens.engine.store import ImageStore
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import Tensor
 from handlens.gguf.keys import holds_projector, is_projector, read_config
@@ -64,14 +65,30 @@ def load_model(
     backend: str | None = None,
     device: Any = None,
     dtype: Any = None,
+    threads: int | None = None,
+    vision_precision: str | None = None,
+    low_memory: bool = False,
+    cache_dir: str | Path | None = None,
+    prefix_cache_bytes: int = 1 << 30,
 ) -> LoadedModel:
     """The model at a path (see `find_files`) in memory. `position_mode` replaces the family's.
 
     `backend` is one of BACKENDS; None is the device side, unless a `device` other than the CPU asks for torch. `device`
-    and `dtype` are torch's, or their names; see `model.generator.load_torch`.
+    and `dtype` are torch's, or their names; see `model.generator.load_torch`. The other options are those of the device
+    side; see `chat.load`.
     """
-    load = _load_torch if _chosen_backend(backend, device, dtype) == "torch" else _load_cpu
-    return load(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
+    options = {
+        "threads": threads,
+        "vision_precision": vision_precision,
+        "low_memory": low_memory,
+        "cache_dir": cache_dir,
+    }
+    if _chosen_backend(backend, device, dtype) == "cpu":
+        files = find_files(model, mmproj)
+        return _load_cpu(files, position_mode=position_mode, prefix_cache_bytes=prefix_cache_bytes, **options)
+    if names := [name for name, value in options.items() if value]:
+        raise InputError(f"the backend torch has no {', '.join(names)}; leave that out, or let the backend cpu compute")
+    return _load_torch(find_files(model, mmproj), position_mode=position_mode, device=device, dtype=dtype)
 
 
 def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
@@ -84,7 +101,19 @@ def _chosen_backend(backend: str | None, device: Any, dtype: Any) -> str:
     return backend or ("cpu" if on_cpu and dtype is None else "torch")
 
 
-def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> LoadedModel:
+def _load_cpu(
+    files: ModelFiles,
+    *,
+    position_mode: str | None,
+    threads: int | None,
+    vision_precision: str | None,
+    low_memory: bool,
+    cache_dir: str | Path | None,
+    prefix_cache_bytes: int,
+) -> LoadedModel:
+    if threads is not None:
+        use_threads(threads)
+    store = None if cache_dir is None else ImageStore(Path(cache_dir))
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
@@ -92,7 +121,10 @@ def _load_cpu(files: ModelFiles, *, position_mode: str | None, **_: Any) -> Load
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
-    return LoadedModel(files, config, tokenizer, Engine(CpuBackend(config, *tensors)))
+    precision = {"vision_precision": vision_precision} if vision_precision else {}
+    backend = CpuBackend(config, *tensors, low_memory=low_memory, **precision)
+    engine = Engine(backend, prefix_cache_bytes=prefix_cache_bytes, store=store)
+    return LoadedModel(files, config, tokenizer, engine)
 
 
 def _load_torch(files: ModelFiles, **options: Any) -> LoadedModel:

@@ -3,7 +3,9 @@
 // to the activation: 128 * 127 * 2 just fits.
 #include <immintrin.h>
 
-#include "quantize.h"
+#include <algorithm>
+
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -39,7 +41,7 @@ __m256i add_products(__m256i total, __m256i codes, __m256i values) {
 
 // T tokens times one block, through all columns.
 template <Layout L, int T>
-void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
     constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
     const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
     const uint8_t* codes = w.codes + block * groups * code_bytes;
@@ -77,12 +79,18 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
                     const __m256i magnitude = _mm256_abs_epi8(with_sign);
                     for (int t = 0; t < T; t++) {
                         const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
-                        if constexpr (L == Layout::q8)
+                        if constexpr (L == Layout::q8 || L == Layout::q8_row)
                             dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, with_sign));
                         else
                             dot[t] = add_products(dot[t], code, value);
                     }
                 }
+            }
+            if constexpr (L == Layout::q8_row) {
+                for (int t = 0; t < T; t++)
+                    total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]),
+                                               _mm256_set1_ps(x.scales[first + t * groups + g]), total[t]);
+                continue;
             }
             __m256 scale, minimum;
             const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
@@ -108,28 +116,39 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
     const size_t row = block * kRows, left = w.rows - row;
     const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(left < kRows ? static_cast<int>(left) : 8), lanes);
-    for (int t = 0; t < T; t++) _mm256_maskstore_ps(out + (token + t) * w.rows + row, kept, total[t]);
-}
-
-template <Layout L>
-void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
-    for (size_t block = first; block < last; block++) {
-        size_t token = 0;
-        for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens>(w, x, block, token, out);
-        switch (x.rows - token) {
-            case 1: tile<L, 1>(w, x, block, token, out); break;
-            case 2: tile<L, 2>(w, x, block, token, out); break;
-            case 3: tile<L, 3>(w, x, block, token, out); break;
-        }
+    for (int t = 0; t < T; t++) {
+        const size_t at = (token + t) * w.rows + row;
+        __m256 result = total[t];
+        if constexpr (L == Layout::q8_row)
+            result = _mm256_mul_ps(result, _mm256_load_ps(reinterpret_cast<const float*>(scales)));
+        if (out.bias) result = _mm256_add_ps(result, _mm256_maskload_ps(out.bias + row, kept));
+        if (out.residual) result = _mm256_add_ps(_mm256_maskload_ps(out.residual + at, kept), result);
+        _mm256_maskstore_ps(out.data + at, kept, result);
     }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+// The tokens from `token` to before `last` for one block, T at a time, then fewer.
+template <Layout L, int T>
+void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, const Output& out) {
+    for (; token + T <= last; token += T) tile<L, T>(w, x, block, token, out);
+    if constexpr (T > 1) tiles<L, T / 2>(w, x, block, token, last, out);
+}
+
+template <Layout L>
+void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
+    // A tile's activations stay in the first cache while the blocks pass by, the blocks in the second.
+    for (size_t row = rows.first; row < rows.last; row += kMaxTokens)
+        for (size_t block = blocks.first; block < blocks.last; block++)
+            tiles<L, kMaxTokens>(w, x, block, row, std::min(row + kMaxTokens, rows.last), out);
+}
+
+void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
     switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }
 
@@ -157,6 +176,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", kRows, quantize_row, multiply, integer_work, float_work};
+const Kernels kAvx2 = {"avx2", kRows, &kFloatAvx2, multiply, integer_work, float_work};
 
 }  // namespace handlens

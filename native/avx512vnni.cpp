@@ -2,7 +2,9 @@
 // product, activations the signed one, broadcast from memory four at a time.
 #include <immintrin.h>
 
-#include "quantize.h"
+#include <algorithm>
+
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -30,7 +32,7 @@ __m512i four_values(const int8_t* at) {
 
 // T tokens times B blocks, through all columns.
 template <Layout L, int T, int B>
-void tile(const Weights& w, const Activations& x, size_t block, size_t token, float* out) {
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
     constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
     const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
     const uint8_t* codes = w.codes + block * groups * code_bytes;
@@ -40,7 +42,12 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
     const size_t first = token * groups;
     __m512 total[T][B];
     for (int t = 0; t < T; t++)
-        for (int b = 0; b < B; b++) total[t][b] = _mm512_setzero_ps();
+        for (int b = 0; b < B; b++) {
+            total[t][b] = _mm512_setzero_ps();
+            // The lines that the results go to are on their way while they are computed.
+            __builtin_prefetch(out.data + (token + t) * w.rows + (block + b) * kRows, 1);
+            if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
+        }
     for (size_t g = 0; g < groups; g++) {
         const int8_t* group_values = values + g * kGroup;
         for (int half = 0; half < kHalves; half++) {
@@ -49,7 +56,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
                 const size_t at = first + t * groups + g;
                 __m512i start = _mm512_setzero_si512();
                 if constexpr (L == Layout::q4) start = _mm512_set1_epi32(x.offsets[at]);
-                if constexpr (L == Layout::q8) start = _mm512_slli_epi32(_mm512_set1_epi32(x.offsets[at]), 4);
+                if constexpr (L == Layout::q8 || L == Layout::q8_row) start = _mm512_slli_epi32(_mm512_set1_epi32(x.offsets[at]), 4);
                 if constexpr (L == Layout::q6_k)
                     start = _mm512_slli_epi32(_mm512_set1_epi32(x.half_offsets[2 * at + half]), 2);
                 for (int b = 0; b < B; b++) dot[t][b] = start;
@@ -85,6 +92,14 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
                     }
                 }
             }
+            if constexpr (L == Layout::q8_row) {
+                for (int t = 0; t < T; t++) {
+                    const __m512 scale = _mm512_set1_ps(x.scales[first + t * groups + g]);
+                    for (int b = 0; b < B; b++)
+                        total[t][b] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[t][b]), scale, total[t][b]);
+                }
+                continue;
+            }
             for (int b = 0; b < B; b++) {
                 __m512 scale, minimum;
                 const uint8_t* of_block = scales + b * next_scales;
@@ -109,46 +124,53 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, fl
             }
         }
     }
-    for (int t = 0; t < T; t++) {
-        for (int b = 0; b < B; b++) {
-            const size_t row = (block + b) * kRows;
-            const size_t left = w.rows - row;
-            const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-            _mm512_mask_storeu_ps(out + (token + t) * w.rows + row, kept, total[t][b]);
+    for (int b = 0; b < B; b++) {
+        const size_t row = (block + b) * kRows;
+        const size_t left = w.rows - row;
+        const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+        __m512 scale, bias;
+        if constexpr (L == Layout::q8_row) scale = _mm512_load_ps(scales + b * next_scales);
+        if (out.bias) bias = _mm512_maskz_loadu_ps(kept, out.bias + row);
+        for (int t = 0; t < T; t++) {
+            const size_t at = (token + t) * w.rows + row;
+            __m512 result = total[t][b];
+            if constexpr (L == Layout::q8_row) result = _mm512_mul_ps(result, scale);
+            if (out.bias) result = _mm512_add_ps(result, bias);
+            if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at), result);
+            _mm512_mask_storeu_ps(out.data + at, kept, result);
         }
     }
 }
 
-// All tokens for B neighbouring blocks.
-template <Layout L, int B>
-void stripe(const Weights& w, const Activations& x, size_t block, float* out) {
-    size_t token = 0;
-    for (; token + kMaxTokens <= x.rows; token += kMaxTokens) tile<L, kMaxTokens, B>(w, x, block, token, out);
-    switch (x.rows - token) {
-        case 1: return tile<L, 1, B>(w, x, block, token, out);
-        case 2: return tile<L, 2, B>(w, x, block, token, out);
-        case 3: return tile<L, 3, B>(w, x, block, token, out);
-        case 4: return tile<L, 4, B>(w, x, block, token, out);
-        case 5: return tile<L, 5, B>(w, x, block, token, out);
-    }
+// The tokens from `token` to before `last` for B neighbouring blocks, T at a time, then fewer.
+template <Layout L, int T, int B>
+void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, const Output& out) {
+    for (; token + T <= last; token += T) tile<L, T, B>(w, x, block, token, out);
+    if constexpr (T > 1) tiles<L, T / 2, B>(w, x, block, token, last, out);
 }
 
 template <Layout L>
-void multiply_layout(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
-    size_t block = first;
+void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
+    size_t block = blocks.first;
     // One token has registers to spare: four blocks at once hide the latency of the dot products.
-    if (x.rows == 1)
-        for (; block + 4 <= last; block += 4) tile<L, 1, 4>(w, x, block, 0, out);
-    for (; block + 2 <= last; block += 2) stripe<L, 2>(w, x, block, out);
-    for (; block < last; block++) stripe<L, 1>(w, x, block, out);
+    if (rows.last - rows.first == 1)
+        for (; block + 4 <= blocks.last; block += 4) tile<L, 1, 4>(w, x, block, rows.first, out);
+    // A tile's activations stay in the first cache while the blocks pass by, the blocks in the second.
+    for (size_t row = rows.first; row < rows.last; row += kMaxTokens) {
+        const size_t last = std::min(row + kMaxTokens, rows.last);
+        size_t at = block;
+        for (; at + 2 <= blocks.last; at += 2) tiles<L, kMaxTokens, 2>(w, x, at, row, last, out);
+        for (; at < blocks.last; at++) tiles<L, kMaxTokens, 1>(w, x, at, row, last, out);
+    }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
+void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
     switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, first, last, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, first, last, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, first, last, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, first, last, out);
+        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
+        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
+        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }
 
@@ -176,6 +198,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, quantize_row, multiply, integer_work, float_work};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

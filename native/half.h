@@ -1,4 +1,4 @@
-// float16 to float32 in plain integers, for where no instruction does it.
+// float16 and bfloat16 to float32 in plain integers, for where no instruction does it.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +18,23 @@ inline float from_half(const uint8_t* bytes) {
         return sign ? -number : number;
     }
     uint32_t bits = sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | mantissa << 13;
+    std::memcpy(&number, &bits, 4);
+    return number;
+}
+
+// Numbers as files hold them.
+struct Half {
+    uint16_t bits;
+};
+struct BrainFloat {
+    uint16_t bits;
+};
+
+inline float widened(float number) { return number; }
+inline float widened(const Half& half) { return from_half(reinterpret_cast<const uint8_t*>(&half)); }
+inline float widened(const BrainFloat& brain) {
+    const uint32_t bits = static_cast<uint32_t>(brain.bits) << 16;
+    float number;
     std::memcpy(&number, &bits, 4);
     return number;
 }

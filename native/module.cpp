@@ -1,6 +1,7 @@
 // What Python sees: everything is checked here once, so the kernels trust what they get.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -9,6 +10,7 @@
 #include <memory>
 #include <new>
 #include <numeric>
+#include <optional>
 #include <string>
 
 #include "dispatch.h"
@@ -22,12 +24,19 @@ namespace handlens {
 namespace {
 
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Heads = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Cached = nb::ndarray<const float, nb::ndim<3>, nb::device::cpu>;
+using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using HeadsOut = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon.
-constexpr size_t kBlocksFewRows = 8, kBlocksManyRows = 2, kFewRows = 4;
-constexpr size_t kRowsToQuantize = 8;
+// Blocks of weights and rows of x in one task: enough to be worth the asking, few enough to stay in the second cache, to
+// share out evenly and to stop soon.
+constexpr size_t kBlocks = 8, kRows = 192;
+constexpr size_t kRowsToPrepare = 8;
+// Rows in a block of float weights (see kernels.h).
+constexpr size_t kFloatRows = 16;
 
 struct Free {
     void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
@@ -59,7 +68,7 @@ const Kernels& kernels_named(const std::string& name) {
     throw nb::value_error(("this processor has no kernels called '" + name + "'; it has " + names).c_str());
 }
 
-Packed pack(const std::string& type, const Blocks& data, size_t columns, const std::string& name) {
+Packed pack(const std::string& type, const Blocks& data, size_t columns, const std::string& name, bool int8) {
     const Kernels& kernels = kernels_named(name);
     const Source* source = find_source(type);
     if (!source) throw nb::value_error(("no kernel takes weights of type " + type).c_str());
@@ -67,9 +76,12 @@ Packed pack(const std::string& type, const Blocks& data, size_t columns, const s
     if (columns == 0 || columns % source->weights || data.shape(1) != columns / source->weights * source->nbytes)
         throw nb::value_error((type + " rows of " + std::to_string(data.shape(1)) + " bytes do not hold " +
                                std::to_string(columns) + " columns").c_str());
-    Packed packed{&kernels, {source->layout, rows, columns, kernels.interleave, nullptr, nullptr}, {}, {}, 0};
+    const Layout layout = int8 ? Layout::q8_row : source->layout;
+    if (!packs_as(*source, layout)) throw nb::value_error((type + " is quantised; it is packed as it is").c_str());
+    const size_t interleave = is_float(layout) ? kFloatRows : kernels.interleave;
+    Packed packed{&kernels, {layout, rows, columns, interleave, nullptr, nullptr}, {}, {}, 0};
     Weights& w = packed.weights;
-    const size_t code_bytes = w.blocks() * w.groups() * w.code_bytes(), scale_bytes = w.blocks() * w.scale_bytes();
+    const size_t code_bytes = w.blocks() * w.block_bytes(), scale_bytes = w.blocks() * w.scale_bytes();
     packed.codes = allocate(code_bytes);
     packed.scales = allocate(scale_bytes);
     packed.nbytes = code_bytes + scale_bytes;
@@ -90,72 +102,241 @@ Packed pack(const std::string& type, const Blocks& data, size_t columns, const s
     return packed;
 }
 
-// Activations in scratch memory.
-Activations lay_out(Pool::Lease& pool, size_t rows, size_t columns) {
-    const size_t groups = columns / kGroup, count = rows * groups;
-    uint8_t* memory = pool.scratch(count * (kGroup + 20));
-    return {rows,
-            groups,
-            reinterpret_cast<int8_t*>(memory),
-            reinterpret_cast<float*>(memory + count * kGroup),
-            reinterpret_cast<int32_t*>(memory + count * (kGroup + 4)),
-            reinterpret_cast<int32_t*>(memory + count * (kGroup + 8)),
-            reinterpret_cast<float*>(memory + count * (kGroup + 16))};
+std::string size(size_t rows, size_t columns) { return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; }
+
+void check_alignment(const void* data, const char* what) {
+    if (reinterpret_cast<uintptr_t>(data) % alignof(float))
+        throw nb::value_error((std::string(what) + " does not lie at a multiple of 4 bytes").c_str());
 }
 
-void check(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<Output>& outs) {
-    if (weights.empty() || weights.size() != outs.size()) throw nb::value_error("one output for each weight is wanted");
-    const auto misaligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % alignof(float) != 0; };
-    if (misaligned(x.data())) throw nb::value_error("x does not lie at a multiple of 4 bytes");
+template <class Array>
+void check_matrix(const Array& array, size_t rows, size_t columns, const char* what) {
+    if (array.shape(0) != rows || array.shape(1) != columns)
+        throw nb::value_error((std::string(what) + " is " + size(array.shape(0), array.shape(1)) + ", but " +
+                               size(rows, columns) + " is wanted").c_str());
+    check_alignment(array.data(), what);
+}
+
+void check_vector(const Vector& vector, size_t count, const char* what) {
+    if (vector.shape(0) != count)
+        throw nb::value_error((std::string(what) + " has " + std::to_string(vector.shape(0)) + " numbers, but " +
+                               std::to_string(count) + " are wanted").c_str());
+    check_alignment(vector.data(), what);
+}
+
+// Runs jobs one after the other on all threads with the interpreter free; false as soon as one was interrupted.
+template <class Work>
+void compute(const Work& work) {
+    bool whole;
+    {
+        nb::gil_scoped_release release;
+        Pool::Lease pool;
+        whole = work(pool);
+    }
+    if (!whole) throw nb::python_error();
+}
+
+// What a thread writes on before it is done with a row or a block; kept for the next one.
+float* notepad(size_t floats) {
+    thread_local std::vector<float> memory;
+    if (memory.size() < floats) memory.resize(floats);
+    return memory.data();
+}
+
+// A step before a linear layer, as Python gives it: its numbers are alive as long as the arrays are.
+struct PreparedBy {
+    Step step;
+    std::optional<Vector> weight, bias;
+    std::optional<Matrix> second;
+};
+
+PreparedBy make_step(const std::string& kind, std::optional<Vector> weight, std::optional<Vector> bias, float eps,
+                     std::optional<Matrix> second) {
+    static constexpr std::pair<const char*, Step::Kind> kKinds[] = {
+        {"none", Step::none}, {"layer_norm", Step::layer_norm}, {"rms_norm", Step::rms_norm},
+        {"gelu_tanh", Step::gelu_tanh}, {"gelu", Step::gelu}, {"swiglu", Step::swiglu}};
+    PreparedBy made{{}, std::move(weight), std::move(bias), std::move(second)};
+    const auto* found = std::find_if(std::begin(kKinds), std::end(kKinds), [&](auto& row) { return kind == row.first; });
+    if (found == std::end(kKinds)) throw nb::value_error(("there is no step called '" + kind + "'").c_str());
+    made.step.kind = found->second;
+    const bool norm = made.step.kind == Step::layer_norm || made.step.kind == Step::rms_norm;
+    if (made.weight.has_value() != norm || made.bias.has_value() != (made.step.kind == Step::layer_norm) ||
+        made.second.has_value() != (made.step.kind == Step::swiglu))
+        throw nb::value_error((kind + " does not have these arguments").c_str());
+    made.step.weight = norm ? made.weight->data() : nullptr;
+    made.step.bias = made.bias ? made.bias->data() : nullptr;
+    made.step.eps = eps;
+    return made;
+}
+
+void check_step(const PreparedBy& by, const Matrix& x) {
+    if (by.weight) check_vector(*by.weight, x.shape(1), "the weight of the norm");
+    if (by.bias) check_vector(*by.bias, x.shape(1), "the bias of the norm");
+    if (by.second) check_matrix(*by.second, x.shape(0), x.shape(1), "the second input");
+}
+
+// The rows of x after a step.
+void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const std::string& isa) {
+    check_alignment(x.data(), "x");
+    check_step(by, x);
+    check_matrix(out, x.shape(0), x.shape(1), "the output");
+    const FloatKernels& kernels = *kernels_named(isa).floats;
+    const size_t rows = x.shape(0), columns = x.shape(1);
+    if (by.step.kind == Step::none) throw nb::value_error("there is no step to take");
+    compute([&](Pool::Lease& pool) {
+        return pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
+            const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
+            for (size_t at = task * kRowsToPrepare; at < end; at++)
+                kernels.prepare(by.step, x.data() + at * columns, by.second ? by.second->data() + at * columns : nullptr,
+                                columns, out.data() + at * columns);
+        }, interrupted);
+    });
+}
+
+// The input of linear layers in scratch memory: quantised, and as floats after a step, as far as the weights want it.
+struct Input {
+    Activations quantized{};
+    float* floats = nullptr;
+};
+
+Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, bool quantized, bool floats) {
+    const size_t groups = (columns + kGroup - 1) / kGroup, count = quantized ? rows * groups : 0;
+    uint8_t* memory = pool.scratch(count * (kGroup + 20) + (floats ? rows * columns * 4 : 0));
+    const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
+    return {{rows, columns, groups, reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(part(0)),
+             reinterpret_cast<int32_t*>(part(4)), reinterpret_cast<int32_t*>(part(8)),
+             reinterpret_cast<float*>(part(16))},
+            reinterpret_cast<float*>(part(20))};
+}
+
+// One linear layer of a call.
+struct Layer {
+    const Packed* packed;
+    Output out;
+    size_t end;  // of its tasks
+};
+
+std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
+                                const std::vector<std::optional<Vector>>& biases,
+                                const std::optional<Matrix>& residual) {
+    if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
+        throw nb::value_error("one output and one bias or None for each weight are wanted");
+    if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
+    const size_t rows = x.shape(0), runs = (rows + kRows - 1) / kRows;
+    std::vector<Layer> layers;
+    size_t end = 0;
     for (size_t i = 0; i < weights.size(); i++) {
         const Weights& w = weights[i]->weights;
         if (x.shape(1) != w.columns)
             throw nb::value_error(("x has " + std::to_string(x.shape(1)) + " columns, the weight has " +
                                    std::to_string(w.columns)).c_str());
-        if (outs[i].shape(0) != x.shape(0) || outs[i].shape(1) != w.rows)
-            throw nb::value_error(("the output is [" + std::to_string(outs[i].shape(0)) + ", " +
-                                   std::to_string(outs[i].shape(1)) + "], but [" + std::to_string(x.shape(0)) + ", " +
-                                   std::to_string(w.rows) + "] is wanted").c_str());
-        if (misaligned(outs[i].data())) throw nb::value_error("the output does not lie at a multiple of 4 bytes");
+        check_matrix(outs[i], rows, w.rows, "the output");
+        if (biases[i]) check_vector(*biases[i], w.rows, "the bias");
+        if (residual) check_matrix(*residual, rows, w.rows, "the residual");
         if (weights[i]->kernels != weights[0]->kernels)
             throw nb::value_error("weights of one call are packed for one instruction set");
+        end += (w.blocks() + kBlocks - 1) / kBlocks * runs;
+        layers.push_back({weights[i],
+                          {outs[i].data(), biases[i] ? biases[i]->data() : nullptr, residual ? residual->data() : nullptr},
+                          end});
     }
+    return layers;
 }
 
-// outs[i] = x times the transpose of weights[i]; x is quantised once for all.
-void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<Output>& outs) {
-    check(x, weights, outs);
+// outs[i] = x after a step, times the transpose of weights[i], plus biases[i], plus the residual. x is prepared and
+// quantised once for all.
+void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
+             const std::vector<std::optional<Vector>>& biases, const std::optional<Matrix>& residual,
+             const PreparedBy* by) {
+    const std::vector<Layer> layers = check_layers(x, weights, outs, biases, residual);
+    const Step step = by ? by->step : Step{};
+    check_alignment(x.data(), "x");
+    if (by) check_step(*by, x);
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (rows == 0) return;
     const Kernels& kernels = *weights[0]->kernels;
-    const size_t step = rows <= kFewRows ? kBlocksFewRows : kBlocksManyRows;
-    std::vector<size_t> ends;  // of each weight's tasks
-    for (const Packed* packed : weights)
-        ends.push_back((ends.empty() ? 0 : ends.back()) + (packed->weights.blocks() + step - 1) / step);
-    std::vector<float*> results;
-    for (const Output& out : outs) results.push_back(out.data());
-    const float* input = x.data();
-    bool whole;
-    {
-        nb::gil_scoped_release release;
-        Pool::Lease pool;
-        const Activations quantized = lay_out(pool, rows, columns);
-        const auto quantize = [&](size_t task) {
-            const size_t end = std::min(rows, (task + 1) * kRowsToQuantize);
-            for (size_t row = task * kRowsToQuantize; row < end; row++)
-                kernels.quantize(input + row * columns, quantized, row);
+    const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
+    const auto floats = [](const Packed* packed) { return is_float(packed->weights.layout); };
+    const bool quantized = !std::all_of(weights.begin(), weights.end(), floats);
+    const bool prepared = step.kind != Step::none, keep = prepared && std::any_of(weights.begin(), weights.end(), floats);
+    compute([&](Pool::Lease& pool) {
+        const Input in = lay_out(pool, rows, columns, quantized, keep);
+        const auto prepare_rows = [&](size_t task) {
+            const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
+            for (size_t row = task * kRowsToPrepare; row < end; row++) {
+                const float* from = input + row * columns;
+                if (prepared) {
+                    float* to = keep ? in.floats + row * columns : notepad(columns);
+                    kernels.floats->prepare(step, from, second ? second + row * columns : nullptr, columns, to);
+                    from = to;
+                }
+                if (quantized) kernels.floats->quantize(from, in.quantized, row);
+            }
         };
         const auto multiply = [&](size_t task) {
             size_t i = 0;
-            while (task >= ends[i]) i++;
-            const size_t first = (task - (i ? ends[i - 1] : 0)) * step;
-            const Weights& w = weights[i]->weights;
-            kernels.multiply(w, quantized, first, std::min(first + step, w.blocks()), results[i]);
+            while (task >= layers[i].end) i++;
+            const Weights& w = layers[i].packed->weights;
+            const size_t of_layer = task - (i ? layers[i - 1].end : 0), runs = (rows + kRows - 1) / kRows;
+            const size_t block = of_layer / runs * kBlocks, row = of_layer % runs * kRows;
+            const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + kRows, rows)};
+            if (is_float(w.layout))
+                kernels.floats->multiply(w, keep ? in.floats : input, some, blocks, layers[i].out);
+            else
+                kernels.multiply(w, in.quantized, some, blocks, layers[i].out);
         };
-        whole = pool.run((rows + kRowsToQuantize - 1) / kRowsToQuantize, quantize, interrupted) &&
-                pool.run(ends.back(), multiply, interrupted);
-    }
-    if (!whole) throw nb::python_error();
+        return (!(prepared || quantized) ||
+                pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&
+               pool.run(layers.back().end, multiply, interrupted);
+    });
+}
+
+// out = what the queries read of the keys and values [kv_heads, key_count, width], whatever their strides but the last.
+void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
+            const std::string& isa) {
+    const Attention a{q.shape(0), q.shape(1), keys.shape(0), keys.shape(1), q.shape(2), causal,
+                      q.data(), keys.data(), values.data(), size_t(keys.stride(0)), size_t(keys.stride(1)),
+                      size_t(values.stride(0)), size_t(values.stride(1)), out.data()};
+    for (size_t i = 0; i < 3; i++)
+        if (keys.shape(i) != values.shape(i) || q.shape(i) != out.shape(i))
+            throw nb::value_error("keys and values, and queries and output, have one shape each");
+    if (keys.shape(2) != a.width || a.width == 0 || a.kv_heads == 0 || a.heads == 0 || a.heads % a.kv_heads)
+        throw nb::value_error((std::to_string(a.heads) + " heads of width " + std::to_string(a.width) + " cannot read " +
+                               std::to_string(a.kv_heads) + " key-value heads of width " +
+                               std::to_string(keys.shape(2))).c_str());
+    if (a.key_count == 0 || (causal && a.key_count < a.queries))
+        throw nb::value_error((std::to_string(a.queries) + " queries cannot read " + std::to_string(a.key_count) +
+                               " keys").c_str());
+    for (const Cached* array : {&keys, &values})
+        if (array->stride(2) != 1 || array->stride(0) < 0 || array->stride(1) < 0)
+            throw nb::value_error("the numbers of a head lie one behind the other");
+    for (const void* data : {static_cast<const void*>(a.q), static_cast<const void*>(a.keys),
+                             static_cast<const void*>(a.values), static_cast<const void*>(a.out)})
+        check_alignment(data, "an array");
+    const FloatKernels& kernels = *kernels_named(isa).floats;
+    compute([&](Pool::Lease& pool) {
+        return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, notepad(a.scratch())); }, interrupted);
+    });
+}
+
+// out = the heads x turned to their positions.
+void rope(const Heads& x, const Matrix& cos, const Matrix& sin, const HeadsOut& out, const std::string& isa) {
+    const size_t n = x.shape(0), heads = x.shape(1), width = x.shape(2);
+    if (width % 2) throw nb::value_error("heads of an odd width have no pairs to turn");
+    for (size_t i = 0; i < 3; i++)
+        if (x.shape(i) != out.shape(i)) throw nb::value_error("the output has another shape than the heads");
+    check_matrix(cos, n, width / 2, "the cosines");
+    check_matrix(sin, n, width / 2, "the sines");
+    check_alignment(x.data(), "x");
+    check_alignment(out.data(), "the output");
+    const FloatKernels& kernels = *kernels_named(isa).floats;
+    compute([&](Pool::Lease& pool) {
+        return pool.run((n + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
+            for (size_t at = task * kRowsToPrepare; at < std::min(n, (task + 1) * kRowsToPrepare); at++)
+                kernels.turn(x.data() + at * heads * width, cos.data() + at * width / 2, sin.data() + at * width / 2,
+                             heads, width, out.data() + at * heads * width);
+        }, interrupted);
+    });
 }
 
 // Runs work(0) ... work(count - 1), which give how many units they did; gives the units a second of all threads.
@@ -209,10 +390,25 @@ NB_MODULE(_native, m) {
         .def_ro("nbytes", &Packed::nbytes)
         .def_prop_ro("shape", [](const Packed& p) { return nb::make_tuple(p.weights.rows, p.weights.columns); })
         .def_prop_ro("isa", [](const Packed& p) { return p.kernels->name; });
-    m.def("pack", &pack, "type"_a, "data"_a.noconvert(), "columns"_a, "isa"_a,
-          "GGUF blocks [rows, bytes of a row] packed for an instruction set.");
-    m.def("linears", &linears, "x"_a.noconvert(), "weights"_a, "outs"_a.noconvert(),
-          "Writes x [n, columns] times the transpose of each weight into outs [n, rows].");
+    m.def("pack", &pack, "type"_a, "data"_a.noconvert(), "columns"_a, "isa"_a, "int8"_a = false,
+          "Rows of a GGUF tensor [rows, bytes of a row] packed for an instruction set; float numbers as int8 if wanted.");
+    nb::class_<PreparedBy>(m, "Step", "What happens to the rows of x before linear layers read them.")
+        .def("__init__",
+             [](PreparedBy* self, const std::string& kind, std::optional<Vector> weight, std::optional<Vector> bias,
+                float eps, std::optional<Matrix> second) {
+                 new (self) PreparedBy(make_step(kind, std::move(weight), std::move(bias), eps, std::move(second)));
+             },
+             "kind"_a, "weight"_a.noconvert().none() = nb::none(), "bias"_a.noconvert().none() = nb::none(), "eps"_a = 0.0f,
+             "second"_a.noconvert().none() = nb::none());
+    m.def("linears", &linears, "x"_a.noconvert(), "weights"_a, "outs"_a.noconvert(), "biases"_a.noconvert(),
+          "residual"_a.noconvert().none() = nb::none(), "step"_a.none() = nb::none(),
+          "Writes x [n, columns] after a step, times the transpose of each weight, plus its bias and the residual, into "
+          "outs [n, rows].");
+    m.def("prepare", &prepare, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "isa"_a, "Writes x after a step.");
+    m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
+          "causal"_a, "isa"_a, "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
+    m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
+          "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("types", [] {
         std::vector<std::string> names;
         for (const Source& source : sources()) names.emplace_back(source.type);

@@ -1,6 +1,11 @@
 #include "pack.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
+
+#include "half.h"
 
 namespace handlens {
 namespace {
@@ -10,6 +15,9 @@ constexpr Source kSources[] = {
     {"Q4_0", Layout::q4, 32, 18},
     {"Q4_K", Layout::q4_k, 256, 144},
     {"Q6_K", Layout::q6_k, 256, 210},
+    {"F32", Layout::f32, 1, 4},
+    {"F16", Layout::f16, 1, 2},
+    {"BF16", Layout::bf16, 1, 2},
 };
 
 // The codes of one group of a row, one a byte.
@@ -80,6 +88,39 @@ void write_scales(Layout layout, const uint8_t* row, size_t groups, size_t inter
     }
 }
 
+float number_at(Layout layout, const uint8_t* row, size_t column) {
+    if (layout == Layout::f16) return from_half(row + 2 * column);
+    if (layout == Layout::bf16) return widened(BrainFloat{static_cast<uint16_t>(row[2 * column] | row[2 * column + 1] << 8)});
+    float number;
+    std::memcpy(&number, row + 4 * column, 4);
+    return number;
+}
+
+// A row of numbers as int8 with one scale; a row with something that is no finite number gets a scale that is none.
+void write_int8_row(const Source& source, const Weights& shape, const uint8_t* row, size_t r, uint8_t* codes,
+                    uint8_t* scales) {
+    std::vector<float> numbers(shape.groups() * kGroup);
+    float largest = 0;
+    bool finite = true;
+    for (size_t c = 0; c < shape.columns; c++) {
+        numbers[c] = number_at(source.layout, row, c);
+        finite = finite && std::isfinite(numbers[c]);
+        largest = std::max(largest, std::fabs(numbers[c]));
+    }
+    // Below this one over the scale would be infinite.
+    const bool zero = !finite || largest < 1e-30f;
+    const float scale = !finite ? __builtin_nanf("") : zero ? 0 : largest / 127;
+    std::memcpy(scales + 4 * r, &scale, 4);
+    for (size_t g = 0; g < shape.groups(); g++) {
+        uint8_t of_group[kGroup];
+        for (size_t i = 0; i < kGroup; i++) {
+            const float value = zero ? 0 : std::nearbyint(numbers[g * kGroup + i] * (127 / largest));
+            of_group[i] = static_cast<uint8_t>(static_cast<int>(value) + 128);
+        }
+        write_codes(Layout::q8_row, of_group, shape.interleave, r, codes + g * shape.code_bytes());
+    }
+}
+
 }  // namespace
 
 std::span<const Source> sources() { return kSources; }
@@ -92,20 +133,30 @@ const Source* find_source(std::string_view type) {
 
 void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t block, uint8_t* codes,
                 uint8_t* scales) {
-    const size_t groups = shape.groups(), code_bytes = shape.code_bytes();
+    const size_t groups = shape.groups();
     const size_t row_bytes = shape.columns / source.weights * source.nbytes;
-    codes += block * groups * code_bytes;
+    codes += block * shape.block_bytes();
     scales += block * shape.scale_bytes();
     // Rows that fill the last block up are zero in scale and code.
-    std::memset(codes, 0, groups * code_bytes);
+    std::memset(codes, 0, shape.block_bytes());
     std::memset(scales, 0, shape.scale_bytes());
     for (size_t r = 0; r < shape.interleave && block * shape.interleave + r < shape.rows; r++) {
         const uint8_t* row = data + (block * shape.interleave + r) * row_bytes;
+        if (is_float(shape.layout)) {
+            const size_t size = source.nbytes;
+            for (size_t c = 0; c < shape.columns; c++)
+                std::memcpy(codes + (c * shape.interleave + r) * size, row + c * size, size);
+            continue;
+        }
+        if (shape.layout == Layout::q8_row) {
+            write_int8_row(source, shape, row, r, codes, scales);
+            continue;
+        }
         write_scales(source.layout, row, groups, shape.interleave, r, scales);
         for (size_t g = 0; g < groups; g++) {
             uint8_t of_group[kGroup];
             read_codes(source.layout, row, g, of_group);
-            write_codes(source.layout, of_group, shape.interleave, r, codes + g * code_bytes);
+            write_codes(source.layout, of_group, shape.interleave, r, codes + g * shape.code_bytes());
         }
     }
 }

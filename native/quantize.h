@@ -1,56 +1,43 @@
-// Activations to int8 in groups of 32. Each instruction set's file compiles this for itself (hence the unnamed
-// namespace); it is written so that compilers vectorise it, and its steps round alike everywhere.
+// Activations to int8 in groups of 32.
 #pragma once
 
 #include <cstring>
 
 #include "kernels.h"
+#include "lanes.h"
 
 namespace handlens {
 namespace {
 
 // Below this a group counts as zero: 127 / largest would overflow.
 constexpr float kTiny = 1e-30f;
-// Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
-constexpr float kRounder = 12582912.0f;
 
-inline void quantize_row(const float* x, const Activations& into, size_t row) {
-    for (size_t g = 0; g < into.groups; g++, x += kGroup) {
-        int8_t* values = into.values + (row * into.groups + g) * kGroup;
-        // The bits of a magnitude, compared as integers, order numbers < infinity < not a number: nothing gets lost.
-        int32_t bits = 0;
-        for (size_t i = 0; i < kGroup; i++) {
-            int32_t magnitude;
-            std::memcpy(&magnitude, x + i, 4);
-            magnitude &= 0x7fffffff;
-            bits = bits > magnitude ? bits : magnitude;
-        }
-        float largest;
-        std::memcpy(&largest, &bits, 4);
-        bool finite = bits < 0x7f800000;
-        float inverse = finite && largest >= kTiny ? 127.0f / largest : 0.0f;
-        int32_t half_sums[2] = {0, 0};
-        if (finite) {
-            for (size_t half = 0; half < 2; half++) {
-                for (size_t i = half * kGroup / 2; i < (half + 1) * kGroup / 2; i++) {
-                    int32_t value = static_cast<int32_t>((x[i] * inverse + kRounder) - kRounder);
-                    values[i] = static_cast<int8_t>(value);
-                    half_sums[half] += value;
-                }
-            }
-        } else {
-            std::memset(values, 0, kGroup);
-        }
-        // A poisoned group poisons every output of its row, as it does in float.
-        float scale = !finite ? __builtin_nanf("") : inverse != 0.0f ? largest / 127.0f : 0.0f;
-        const size_t at = row * into.groups + g;
-        const int32_t sum = half_sums[0] + half_sums[1];
-        into.scales[at] = scale;
-        into.offsets[at] = -8 * sum;
-        into.half_offsets[2 * at] = -8 * half_sums[0];
-        into.half_offsets[2 * at + 1] = -8 * half_sums[1];
-        into.sums[at] = scale * static_cast<float>(sum);
-    }
+// One group of `count` columns; those behind them are zero.
+inline void quantize_group(const float* x, size_t count, const Activations& into, size_t at) {
+    static_assert(kGroup == 2 * kLanes);
+    Lanes half[2] = {spread(0), spread(0)};
+    for (size_t i = 0; i < 2 && i * kLanes < count; i++)
+        half[i] = count == kGroup ? load(x + i * kLanes) : load(x + i * kLanes, std::min(kLanes, count - i * kLanes));
+    const int32_t bits = largest_bits(half[0], half[1]);
+    float largest;
+    std::memcpy(&largest, &bits, 4);
+    const bool finite = bits < 0x7f800000;
+    const float inverse = finite && largest >= kTiny ? 127.0f / largest : 0.0f;
+    int32_t sums[2];
+    for (size_t i = 0; i < 2; i++)
+        sums[i] = store_rounded(into.values + at * kGroup + i * kLanes, finite ? half[i] * spread(inverse) : spread(0));
+    // A poisoned group poisons every output of its row, as it does in float.
+    const float scale = !finite ? __builtin_nanf("") : inverse != 0.0f ? largest / 127.0f : 0.0f;
+    into.scales[at] = scale;
+    into.offsets[at] = -8 * (sums[0] + sums[1]);
+    into.half_offsets[2 * at] = -8 * sums[0];
+    into.half_offsets[2 * at + 1] = -8 * sums[1];
+    into.sums[at] = scale * static_cast<float>(sums[0] + sums[1]);
+}
+
+inline void quantize(const float* x, const Activations& into, size_t row) {
+    for (size_t g = 0; g < into.groups; g++)
+        quantize_group(x + g * kGroup, std::min(kGroup, into.columns - g * kGroup), into, row * into.groups + g);
 }
 
 }  // namespace

@@ -1,6 +1,10 @@
 // Every processor: one row, one token at a time, in plain C++.
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "half.h"
-#include "quantize.h"
+#include "kernels.h"
 
 namespace handlens {
 namespace {
@@ -26,33 +30,48 @@ void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale
         scales += superblock * 20;
         *scale = from_half(scales) * static_cast<float>(scales[4 + in]);
         *minimum = from_half(scales + 2) * static_cast<float>(scales[12 + in]);
+    } else if (w.layout == Layout::q8_row) {
+        std::memcpy(scale, scales, 4);
     } else {
         *scale = from_half(scales + 2 * g);
     }
 }
 
-void multiply(const Weights& w, const Activations& x, size_t first, size_t last, float* out) {
-    for (size_t row = first; row < last; row++) {
-        for (size_t token = 0; token < x.rows; token++) out[token * w.rows + row] = 0;
+void multiply(const Weights& w, const Activations& x, Range tokens, Range blocks, const Output& out) {
+    std::vector<float> totals(x.rows);
+    for (size_t row = blocks.first; row < blocks.last; row++) {
+        std::fill(totals.begin(), totals.end(), 0.0f);
+        float scale[2];
         for (size_t g = 0; g < x.groups; g++) {
             uint8_t codes[kGroup];
-            float scale[2], minimum = 0;
+            float minimum = 0;
             unpack(w, row, g, codes, scale, &minimum);
-            for (size_t token = 0; token < x.rows; token++) {
+            for (size_t token = tokens.first; token < tokens.last; token++) {
                 size_t at = token * x.groups + g;
                 const int8_t* values = x.values + at * kGroup;
-                float& total = out[token * w.rows + row];
+                float& total = totals[token];
                 const size_t halves = w.layout == Layout::q6_k ? 2 : 1, part = kGroup / halves;
                 for (size_t half = 0; half < halves; half++) {
                     int32_t dot = 0;
-                    if (w.layout == Layout::q8) dot = 16 * x.offsets[at];
+                    if (w.layout == Layout::q8 || w.layout == Layout::q8_row) dot = 16 * x.offsets[at];
                     if (w.layout == Layout::q4) dot = x.offsets[at];
                     if (w.layout == Layout::q6_k) dot = 4 * x.half_offsets[2 * at + half];
                     for (size_t i = half * part; i < (half + 1) * part; i++) dot += codes[i] * values[i];
-                    total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[half], total);
+                    if (w.layout == Layout::q8_row)
+                        total = __builtin_fmaf(static_cast<float>(dot), x.scales[at], total);
+                    else
+                        total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[half], total);
                 }
                 if (w.layout == Layout::q4_k) total = __builtin_fmaf(-x.sums[at], minimum, total);
             }
+        }
+        for (size_t token = tokens.first; token < tokens.last; token++) {
+            const size_t at = token * w.rows + row;
+            float result = totals[token];
+            if (w.layout == Layout::q8_row) result *= scale[0];
+            if (out.bias) result += out.bias[row];
+            if (out.residual) result = out.residual[at] + result;
+            out.data[at] = result;
         }
     }
 }
@@ -86,6 +105,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", 1, quantize_row, multiply, integer_work, float_work};
+const Kernels kScalar = {"scalar", 1, &kFloatScalar, multiply, integer_work, float_work};
 
 }  // namespace handlens

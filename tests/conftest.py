@@ -21,6 +21,12 @@ def tiny_model(tmp_path_factory) -> tiny.TinyModel:
 
 
 @pytest.fixture(scope="session")
+def quantized_model(tmp_path_factory) -> tiny.TinyModel:
+    """The same with all matrices in Q8_0, which the kernels take."""
+    return tiny.write(tmp_path_factory.mktemp("quantized"), tiny.config(), type="Q8_0")
+
+
+@pytest.fixture(scope="session")
 def mini_model(tmp_path_factory) -> tiny.TinyModel:
     """A pair in float32 with the rules of our small models (the true grid), slices of 224 pixels."""
     config = tiny.config(FAMILIES["handlens-mini"], scale_resolution=224)

@@ -29,7 +29,7 @@ FLOORS = {
     "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
     "backend": {"config", "images"},
     "cpu": {"cpu", "backend", "config", "errors", "gguf", "images", "positions"},
-    "engine": {"engine", "backend", "config", "errors", "images", "processor"},
+    "engine": {"engine", "atomic", "backend", "config", "errors", "images", "processor"},
     "shards": {"gguf"},
     # `model` only when torch is asked for; see test_every_module_imports_without_torch_or_transformers.
     "weights": {"checkpoint", "config", "cpu", "engine", "errors", "gguf", "model", "tokenizer"},
@@ -62,6 +62,7 @@ FLOORS = {
         "weights",
     },
     "chat": {"backend", "decode", "engine", "errors", "processor", "tokenizer", "weights"},
+    "measure": {"chat", "cpu", "engine", "images"},
     "model_card": {"chat", "tokenizer", "weights"},
 }
 #: The PyTorch side is imported by who asks for it only.

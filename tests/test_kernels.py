@@ -304,11 +304,11 @@ def test_wrong_input_raises_at_the_boundary():
         ops.linear(unaligned, weight)
     native, x = ops.native, activations(2, 64)
     with pytest.raises(ValueError, match=r"\[2, 16\] is wanted"):
-        native.linears(x, [weight.packed], [np.empty((2, 17), np.float32)])
+        native.linears(x, [weight.packed], [np.empty((2, 17), np.float32)], [None])
     with pytest.raises(TypeError):
-        native.linears(x, [weight.packed], [np.empty((16, 2), np.float32).T])
-    with pytest.raises(ValueError, match="one output for each weight"):
-        native.linears(x, [weight.packed], [])
+        native.linears(x, [weight.packed], [np.empty((16, 2), np.float32).T], [None])
+    with pytest.raises(ValueError, match="one output and one bias or None for each weight"):
+        native.linears(x, [weight.packed], [], [])
     with pytest.raises(ValueError, match="do not hold 96 columns"):
         native.pack("Q8_0", tensor.data, 96, "scalar")
     with pytest.raises(ValueError, match="no kernel takes weights of type Q9"):
@@ -424,7 +424,7 @@ def test_threads_of_one_core_count_once(tmp_path, monkeypatch):
 
 
 @needs_native
-def test_tables_and_float_weights_are_not_packed(monkeypatch):
+def test_matrices_are_packed_and_tables_are_not(monkeypatch):
     monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
     config = tiny.config()
     shapes = {"token_embd.weight": (1042, 256), "output_norm.weight": (256,), "output.weight": (1042, 256)}
@@ -439,6 +439,7 @@ def test_tables_and_float_weights_are_not_packed(monkeypatch):
     llama = CpuBackend(text_only, tensors).llama
     assert isinstance(llama.token_embd, np.ndarray) and isinstance(llama.output, ops.PackedWeight)
     assert isinstance(llama.layers[0]["attn_q"][0], ops.PackedWeight)
-    assert isinstance(llama.layers[0]["ffn_up"][0], np.ndarray)
+    assert isinstance(llama.layers[0]["ffn_up"][0], ops.PackedWeight)
+    assert isinstance(llama.output_norm, np.ndarray)
     del tensors["output.weight"]
     assert isinstance(CpuBackend(text_only, tensors).llama.output, ops.PackedWeight)

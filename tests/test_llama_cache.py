@@ -87,11 +87,11 @@ def test_interrupted_forward_leaves_the_cache_as_it_was(config, weights, llama, 
         calls += 1
         if calls > call:
             raise KeyboardInterrupt
-        return reference.rms_norm(*args)
+        return reference.norm_linears(*args)
 
     cache, other = KVCache(config), KVCache(config)
     llama.forward([inputs[:60]], [cache])
-    broken = Llama(config, weights, ops=SimpleNamespace(**{**vars(reference), "rms_norm": interrupted}))
+    broken = Llama(config, weights, ops=SimpleNamespace(**{**vars(reference), "norm_linears": interrupted}))
     with pytest.raises(KeyboardInterrupt):
         broken.forward([inputs[:50], inputs[:9]], [cache, other])
     assert (cache.length, other.length) == (60, 0)

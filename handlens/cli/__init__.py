@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, check, converse, convert, data, export, info, joining, read
+from handlens.cli import ask, bench, check, converse, convert, data, export, info, joining, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -32,6 +32,7 @@ for name, command, examples in (
     ("chat", converse.converse, converse.EXAMPLES),
     ("read", read.transcribe, read.EXAMPLES),
     ("info", info.describe, info.EXAMPLES),
+    ("bench", bench.bench, bench.EXAMPLES),
     ("check", check.check_model, check.EXAMPLES),
     ("convert", convert.convert_model, convert.EXAMPLES),
     ("join", joining.join_files, joining.EXAMPLES),

@@ -76,7 +76,7 @@ def about(chat: "Chat", inputs: "Inputs", paths: list[Path]) -> dict[str, Any]:
             "file": str(path),
             "size": list(image.size),
             "grid": list(image.plan.grid) if image.plan.grid else None,
-            "slices": len(image.slices),
+            "slices": len(image.plan.sizes),
             "tokens": count_tokens(image.plan, config.resampler.query_num),
         }
         for path, image in zip(paths, inputs.images, strict=True)

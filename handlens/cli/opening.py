@@ -47,6 +47,10 @@ def open_chat(options: ModelOptions) -> "Chat":
             position_mode=options.position_mode and options.position_mode.value,
             backend=options.backend and options.backend.value,
             device=options.device,
+            threads=options.threads,
+            vision_precision=options.vision_precision and options.vision_precision.value,
+            low_memory=options.low_memory,
+            cache_dir=options.cache_dir,
             limits=limits(options),
         )
     chat.generator = Counted(chat.generator)

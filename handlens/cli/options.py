@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PositionMode = StrEnum("PositionMode", [(mode, mode) for mode in POSITION_MODES])
 Backend = StrEnum("Backend", [(name, name) for name in ("cpu", "torch")])  # those of `weights`, which loads numpy
+VisionPrecision = StrEnum("VisionPrecision", [(name, name) for name in ("int8", "f32")])  # those of `cpu.backend`
 
 
 @dataclass
@@ -79,6 +80,23 @@ class ModelOptions:
     device: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Where torch computes: cpu, cuda, cuda:1 ... A GPU needs handlens[torch]."),
+    ] = None
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads that compute. Default: one for each physical core.")
+    ] = None
+    vision_precision: Annotated[
+        VisionPrecision | None,
+        typer.Option(metavar="|".join(VisionPrecision), help="What the vision tower computes in. Default: int8."),
+    ] = None
+    low_memory: Annotated[
+        bool, typer.Option("--low-memory", help="Keep the vision tower in memory only while images are encoded.")
+    ] = False
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep vectors of encoded images there (not the images; up to 1 GiB), so that they are encoded once.",
+        ),
     ] = None
     max_pixels: Annotated[
         int | None, typer.Option(metavar="N", help="Refuse images of more pixels. Default: 67108864 (8192x8192).")

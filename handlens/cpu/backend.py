@@ -1,7 +1,11 @@
 """The device side's backend: the tensors of a file pair, the vision tower, the resampler and the language model."""
 
+import hashlib
+import logging
 import os
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import ModuleType
 from typing import Any
 
@@ -11,42 +15,109 @@ from handlens.backend import Progress
 from handlens.config import ModelConfig
 from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
+from handlens.cpu.memory import give_back
+from handlens.cpu.threads import check_thread_count
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
 from handlens.gguf.blocks import Tensor
 from handlens.images import SlicedImage, patches
+
+log = logging.getLogger("handlens")
 
 #: Models up to this many float32 bytes are held dequantised; larger ones are dequantised piece by piece in each call.
 DENSE_BYTES = 1 << 30
 #: Set to "off", all arithmetic is numpy's.
 KERNELS_VARIABLE = "HANDLENS_KERNELS"
 #: Matrices that are only looked up in, row by row. The first is multiplied with where there is no `output.weight`.
-TABLES = ("token_embd.weight", "v.position_embd.weight")
+TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "resampler.pos_embed")
+#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), or float32.
+VISION_PRECISIONS = ("int8", "f32")
 
 
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
-    GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`)."""
+    GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
+    `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32. With `low_memory` the vision side
+    is in memory only while images are encoded."""
 
-    def __init__(self, config: ModelConfig, language: Mapping[str, Tensor], vision: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        language: Mapping[str, Tensor],
+        vision: Mapping[str, Tensor] | None = None,
+        vision_precision: str = "int8",
+        low_memory: bool = False,
+    ):
+        if vision_precision not in VISION_PRECISIONS:
+            raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config
-        arithmetic = choose_arithmetic()
-        self.llama = Llama(config.llm, _in_memory(language, arithmetic), arithmetic)
-        if config.vision is not None:
-            weights = _in_memory(vision, arithmetic)
-            self.tower = VisionTower(config.vision, weights, arithmetic)
-            self.resampler = Resampler(config.resampler, weights, arithmetic)
+        self.arithmetic = choose_arithmetic()
+        self.llama = Llama(config.llm, _in_memory(language, self.arithmetic), self.arithmetic)
+        self.row_independent = _is_row_independent(self.llama)
+        self.vision_precision = vision_precision
+        self.low_memory = low_memory
+        self._vision = vision
+        self._eyes: tuple[VisionTower, Resampler] | None = None
+        self._lock = threading.Lock()
+        if low_memory:
+            check_vision(config, vision)
+        else:
+            self.open_eyes()
+
+    def open_eyes(self) -> tuple[VisionTower, Resampler] | None:
+        """The vision side in memory, if the model has one."""
+        with self._lock:
+            if self._eyes is None and self.config.vision is not None:
+                weights = _in_memory(self._vision, self.arithmetic, self.vision_precision)
+                tower = VisionTower(self.config.vision, weights, self.arithmetic)
+                self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
+            return self._eyes
+
+    @property
+    def tower(self) -> VisionTower:
+        """The vision tower."""
+        return self.open_eyes()[0]
+
+    @property
+    def resampler(self) -> Resampler:
+        """The resampler."""
+        return self.open_eyes()[1]
+
+    @cached_property
+    def vision_key(self) -> str:
+        """A digest of the vision side's weights and sizes, and how it computes."""
+        digest = hashlib.sha256(repr((self.config.vision, self.config.resampler)).encode())
+        for name, tensor in sorted(self._vision.items()):
+            digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
+            digest.update(np.ascontiguousarray(tensor.data))
+        precision = self.vision_precision if self.arithmetic is ops else "numpy"
+        return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors [slices * Q, D] of each image; progress is told after each slice."""
-        total = sum(len(image.slices) for image in images)
+        try:
+            return self._encode(images, longest, progress, *self.open_eyes())
+        finally:
+            if self.low_memory:
+                self._eyes = None
+                give_back(tensor.data for tensor in self._vision.values())
+
+    def _encode(
+        self,
+        images: Sequence[SlicedImage],
+        longest: int,
+        progress: Progress | None,
+        tower: VisionTower,
+        resampler: Resampler,
+    ) -> list[np.ndarray]:
+        total = sum(len(image.plan.sizes) for image in images)
         done = 0
         encoded = []
         for image in images:
             vectors = []
             for pixels, tgt_size in zip(image.slices, image.plan.tgt_sizes, strict=True):
                 cells = patches(pixels, self.config.vision.patch_size)
-                vectors.append(self.resampler.forward(self.tower.encode(cells, tgt_size, longest), tgt_size))
+                vectors.append(resampler.forward(tower.encode(cells, tgt_size, longest), tgt_size))
                 done += 1
                 if progress is not None:
                     progress(done, total)
@@ -61,17 +132,34 @@ class CpuBackend:
         """An empty cache for one sequence."""
         return KVCache(self.config.llm)
 
-    def forward(self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache]) -> np.ndarray:
-        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]."""
-        return self.llama.forward(inputs, caches)
+    def forward(
+        self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], tails: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
+        after the last so many positions of each, one behind the other."""
+        return self.llama.forward(inputs, caches, tails=tails)
 
 
 def check_shapes(config: ModelConfig, language: Mapping[str, Any], vision: Mapping[str, Any] | None = None) -> None:
     """ModelFileError for the first tensor whose shape is not that of the config; of tensors only `shape` is asked."""
     Llama(config.llm, language)
+    check_vision(config, vision)
+
+
+def check_vision(config: ModelConfig, vision: Mapping[str, Any] | None) -> None:
+    """As `check_shapes`, for the vision side of a model that has one."""
     if config.vision is not None:
         VisionTower(config.vision, vision)
         Resampler(config.resampler, vision)
+
+
+def use_threads(count: int) -> None:
+    """Sets how many threads the kernels compute with, in the whole process."""
+    check_thread_count(count)
+    if choose_arithmetic() is ops:
+        ops.set_threads(count)
+    else:
+        log.warning("numpy computes here, with as many threads as OMP_NUM_THREADS says; %d threads have no use", count)
 
 
 def choose_arithmetic() -> ModuleType:
@@ -92,15 +180,23 @@ def describe_arithmetic() -> str:
     return f"numpy {np.__version__} with {blas}, float32; {kernels}"
 
 
-def _in_memory(tensors: Mapping[str, Tensor], arithmetic: ModuleType) -> dict[str, reference.Weight | ops.PackedWeight]:
-    """Quantised matrices packed for the kernels, where they run; of the rest vectors, and everything of a small model,
-    as float32 arrays, and large matrices as they are, mapped from the file."""
+def _is_row_independent(llama: Llama) -> bool:
+    """Whether no product is left to numpy, whose roundings depend on the number of rows in a call."""
+    weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]
+    return all(isinstance(weight, ops.PackedWeight) for weight in weights if len(weight.shape) == 2)
+
+
+def _in_memory(
+    tensors: Mapping[str, Tensor], arithmetic: ModuleType, precision: str | None = None
+) -> dict[str, reference.Weight | ops.PackedWeight]:
+    """Matrices packed for the kernels, where they run (see `ops.pack` for the precision). Of the rest vectors, and
+    everything of a small model, as float32 arrays, and large matrices as they are, mapped from the file."""
     small = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors.values()) <= DENSE_BYTES
     tables = {name for name in TABLES if name != "token_embd.weight" or "output.weight" in tensors}
 
     def place(name: str, tensor: Tensor) -> reference.Weight | ops.PackedWeight:
-        if arithmetic is ops and name not in tables and ops.packs(tensor):
-            return ops.pack(tensor)
+        if arithmetic is ops and name not in tables and len(tensor.shape) > 1:
+            return ops.pack(tensor, precision=precision)
         return tensor.dequantize() if small or len(tensor.shape) == 1 else tensor
 
     return {name: place(name, tensor) for name, tensor in tensors.items()}

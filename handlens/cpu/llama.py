@@ -53,12 +53,14 @@ class KVCache:
             raise InputError(f"a cache of {self.length} positions cannot be cut to {length}")
         self.length = length
 
-    def copy(self) -> "KVCache":
-        """A cache of its own with the same valid positions, for another continuation of the sequence."""
+    def copy(self, length: int | None = None) -> "KVCache":
+        """A cache of its own with the same valid positions, or the first of them, for another continuation."""
         twin = KVCache(self.config)
+        twin._keys, twin._values = self._keys, self._values
         twin.length = self.length
-        twin._keys = [self._resized(array, self.length + 1) for array in self._keys]
-        twin._values = [self._resized(array, self.length + 1) for array in self._values]
+        twin.truncate(self.length if length is None else length)
+        twin._keys = [twin._resized(array, twin.length + 1) for array in self._keys]
+        twin._values = [twin._resized(array, twin.length + 1) for array in self._values]
         return twin
 
     def _make_room(self, arrays: list[np.ndarray], layer_idx: int, end: int) -> None:
@@ -118,12 +120,17 @@ class Llama:
         return self.ops.embedding(ids, self.token_embd)
 
     def forward(
-        self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], all_logits: bool = False
+        self,
+        inputs: Sequence[np.ndarray],
+        caches: Sequence[KVCache],
+        all_logits: bool = False,
+        tails: Sequence[int] | None = None,
     ) -> np.ndarray | list[np.ndarray]:
         """The logits of the last position of each sequence [batch, V], and lengthens the caches.
 
         inputs: the embeddings [n_i, D] of each sequence's new positions; caches: what came before, one a sequence.
-        With `all_logits` the logits of all new positions come back as a list of [n_i, V].
+        With `tails` the logits of the last so many positions of each sequence come back, one behind the other; with
+        `all_logits` those of all new positions as a list of [n_i, V].
         """
         counts = [len(x) for x in inputs]
         if not counts or 0 in counts or len({id(cache) for cache in caches}) != len(counts):
@@ -138,7 +145,8 @@ class Llama:
         x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
         for index in range(self.config.num_hidden_layers):
             x = self.layer(x, index, rotation, spans, caches)
-        logits = self.logits(x if all_logits else x[[end - 1 for end in ends]])
+        tails = counts if all_logits else tails or [1] * len(counts)
+        logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
         for cache, count in zip(caches, counts, strict=True):
             cache.advance(count)
         return [logits[span] for span in spans] if all_logits else logits
@@ -154,7 +162,7 @@ class Llama:
         """x [n, D] after one layer. Only the attention sees sequences: their rows are `spans`."""
         ops, w = self.ops, self.layers[index]
         n, head_dim, eps = len(x), self.config.head_dim, self.config.rms_norm_eps
-        q, k, v = ops.linears(ops.rms_norm(x, *w["attn_norm"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
+        q, k, v = ops.norm_linears(x, w["attn_norm"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
         q = ops.rope(q.reshape(n, -1, head_dim), *rotation)  # [n, H, d]
         k = ops.rope(k.reshape(n, -1, head_dim), *rotation)  # [n, K, d]
         v = v.reshape(n, -1, head_dim)  # [n, K, d]
@@ -162,13 +170,14 @@ class Llama:
         for span, cache in zip(spans, caches, strict=True):
             keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
             read[span] = ops.causal_attention(q[span], keys, values)
-        x = x + ops.linear(read.reshape(n, -1), *w["attn_output"])
-        gate, up = ops.linears(ops.rms_norm(x, *w["ffn_norm"], eps), w["ffn_gate"], w["ffn_up"])
-        return x + ops.linear(ops.silu(gate) * up, *w["ffn_down"])
+        x = ops.linear(read.reshape(n, -1), *w["attn_output"], residual=x)
+        gate, up = ops.norm_linears(x, w["ffn_norm"], eps, w["ffn_gate"], w["ffn_up"])
+        return ops.swiglu_linear(gate, up, w["ffn_down"], residual=x)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """The logits [n, V] of the last layer's rows x [n, D]."""
-        return self.ops.linear(self.ops.rms_norm(x, self.output_norm, self.config.rms_norm_eps), self.output)
+        (logits,) = self.ops.norm_linears(x, (self.output_norm,), self.config.rms_norm_eps, (self.output,))
+        return logits
 
 
 def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:

@@ -1,10 +1,13 @@
-"""The functions of `reference` with the arithmetic of quantised linear layers in kernels (`native/`).
+"""The functions of `reference` on the kernels in `native/`.
 
-The module has every function of `reference`, with the same signature; what has no kernel yet is the reference's own. A
-kernel quantises activations to int8 in groups of 32 and sums integers, so its results differ from the reference's by a
-bound that `tests/test_kernels.py` states. They have the same bits on every instruction set and for any thread count.
+The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
+layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
+and sum integers; everything else computes in float32. How far results are from the reference's is stated and held by
+`tests/test_kernels.py`, `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits on
+every instruction set and for any thread count.
 """
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -13,16 +16,9 @@ import numpy as np
 
 from handlens.cpu import reference
 from handlens.cpu.reference import (  # noqa: F401
-    attention,
-    causal_attention,
     dense,
     embedding,
-    gelu,
-    gelu_tanh,
-    layer_norm,
     require_tensors,
-    rms_norm,
-    rope,
     rope_frequencies,
     rope_table,
     silu,
@@ -39,7 +35,7 @@ except ImportError:  # an install without a compiler
 
 #: The instruction set to use, of those that the processor has; otherwise the fastest.
 ISA_VARIABLE = "HANDLENS_ISA"
-#: Types whose numbers are no small integers: they are multiplied in float32.
+#: Types whose numbers are no small integers: they are multiplied in float32 unless int8 is asked for.
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 #: Other types become Q8_0 on the way to a kernel, this many float32 bytes at a time.
 REQUANTIZED_BYTES = 32 << 20
@@ -47,7 +43,7 @@ REQUANTIZED_BYTES = 32 << 20
 
 @dataclass(frozen=True, eq=False)
 class PackedWeight:
-    """A quantised matrix in the layout of the kernels. `tensor` is the file's own, which embeddings are read from."""
+    """A matrix in the layout of the kernels. `tensor` is the file's own, which embeddings are read from."""
 
     tensor: Tensor
     packed: "native.Packed"
@@ -64,53 +60,155 @@ class PackedWeight:
 Weight = reference.Weight | PackedWeight
 
 
-def packs(tensor: Tensor) -> bool:
-    """Whether `pack` takes the tensor: a matrix of a quantised type. Rows of all of these are whole groups of 32."""
-    return tensor.type not in FLOAT_TYPES and len(tensor.shape) == 2
+def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> PackedWeight:
+    """A weight for linear layers and `embedding`. This is done once, when a model is loaded.
 
-
-def pack(tensor: Tensor, isa: str | None = None) -> PackedWeight:
-    """A weight for `linear`, `linears` and `embedding`. This is done once, when a model is loaded."""
+    By default the type decides: float numbers are multiplied in float32, quantised ones in int8. With the precision
+    "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32.
+    """
     _start()
-    if tensor.type in native.types():
+    int8 = precision == "int8" and tensor.type in FLOAT_TYPES
+    columns = math.prod(tensor.shape[1:])
+    if precision == "f32" and tensor.type not in FLOAT_TYPES:
+        type, data = "F32", tensor.dequantize().view(np.uint8)
+    elif tensor.type in native.types():
         type, data = tensor.type, tensor.data
     else:
         type, data = "Q8_0", _as_q8_0(tensor)
-    return PackedWeight(tensor, native.pack(type, np.ascontiguousarray(data), tensor.shape[1], isa or _isa()))
+    if len(tensor.shape) > 2:  # a kernel of a convolution is a row an output
+        data = data.reshape(tensor.shape[0], -1)
+    return PackedWeight(tensor, native.pack(type, np.ascontiguousarray(data), columns, isa or _isa(), int8))
 
 
-def linear(x: np.ndarray, weight: Weight, bias: np.ndarray | None = None) -> np.ndarray:
-    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]."""
-    return linears(x, (weight, bias))[0]
+def linear(
+    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None
+) -> np.ndarray:
+    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added."""
+    return _linears(x, ((weight, bias),), residual)[0]
 
 
 def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
     """x through several linear layers, each given as (weight,) or (weight, bias); x is quantised once for all."""
-    packed = [layer[0].packed for layer in layers if isinstance(layer[0], PackedWeight)]
-    made = [np.empty((len(x), weight.shape[0]), np.float32) for weight in packed]
-    if packed:
-        native.linears(np.ascontiguousarray(x), packed, made)
-    quantized = iter(made)
-    outs = []
-    for weight, *bias in layers:
-        if isinstance(weight, PackedWeight):
-            out = next(quantized)
-            if bias and bias[0] is not None:
-                out += bias[0]
-        else:
-            out = reference.linear(x, weight, *bias)
-        outs.append(out)
-    return outs
+    return _linears(x, layers)
+
+
+def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+    """x, normalised, through several linear layers, as `reference.norm_linears`."""
+    return _linears(x, layers, step=_norm(*norm, eps=eps))
+
+
+def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
+    """The residual plus x through `gelu` or `gelu_tanh` and a linear layer."""
+    return _linears(x, (layer,), residual, native.Step(activation))[0]
+
+
+def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
+    """The residual plus silu(gate) * up through a linear layer."""
+    return _linears(gate, (layer,), residual, native.Step("swiglu", second=up))[0]
 
 
 def patch_embed(patches: np.ndarray, kernel: Weight, bias: np.ndarray) -> np.ndarray:
-    """The embeddings of patches, as `reference.patch_embed`: kernels of convolutions are never packed."""
+    """The embeddings [n, D] of patches [n, 3 * p * p], as `reference.patch_embed`."""
+    if isinstance(kernel, PackedWeight):
+        return linear(patches, kernel, bias)
     return reference.patch_embed(patches, kernel, bias)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, isa: str | None = None) -> np.ndarray:
+    """x [n, D] with mean 0 and variance 1 in each row, scaled and shifted."""
+    return _after(_norm(weight, bias, eps=eps), x, isa)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, isa: str | None = None) -> np.ndarray:
+    """x [n, D] with mean square 1 in each row, scaled."""
+    return _after(_norm(weight, eps=eps), x, isa)
+
+
+def gelu_tanh(x: np.ndarray, isa: str | None = None) -> np.ndarray:
+    """GELU in its tanh form, of x [n, D]."""
+    return _after(native.Step("gelu_tanh"), x, isa)
+
+
+def gelu(x: np.ndarray, isa: str | None = None) -> np.ndarray:
+    """GELU in its exact form, of x [n, D]."""
+    return _after(native.Step("gelu"), x, isa)
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, isa: str | None = None) -> np.ndarray:
+    """The heads x [n, H, d] turned to their positions, bit for bit as `reference.rope`."""
+    out = np.empty(x.shape, np.float32)
+    native.rope(np.ascontiguousarray(x), cos, sin, out, isa or _isa())
+    return out
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None, isa: str | None = None
+) -> np.ndarray:
+    """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d], of which the first count."""
+    return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa)
+
+
+def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None) -> np.ndarray:
+    """What the n newest of m positions read [n, H, d] from themselves and those before them.
+
+    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last.
+    """
+    return _attend(q, keys, values, True, isa)
+
+
+def _linears(
+    x: np.ndarray, layers: tuple, residual: np.ndarray | None = None, step: "native.Step | None" = None
+) -> list[np.ndarray]:
+    """x after a step through layers of which some may have plain arrays as weights, which numpy multiplies."""
+    x = np.ascontiguousarray(x)
+    if any(isinstance(layer[0], np.ndarray | Tensor) for layer in layers):
+        x = x if step is None else _after(step, x)
+        return [_one_linear(x, *layer, residual=residual) for layer in layers]
+    weights = [layer[0].packed for layer in layers]
+    outs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
+    biases = [layer[1] if len(layer) > 1 else None for layer in layers]
+    native.linears(x, weights, outs, biases, residual, step)
+    return outs
+
+
+def _one_linear(x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, *, residual: np.ndarray | None):
+    function = linear if isinstance(weight, PackedWeight) else reference.linear
+    return function(x, weight, bias, residual)
+
+
+def _norm(weight: np.ndarray, bias: np.ndarray | None = None, *, eps: float) -> "native.Step":
+    return native.Step("rms_norm" if bias is None else "layer_norm", weight, bias, eps)
+
+
+def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.ndarray:
+    """x [n, D] after a step."""
+    out = np.empty(x.shape, np.float32)
+    native.prepare(np.ascontiguousarray(x), out, step, isa or _isa())
+    return out
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None) -> np.ndarray:
+    out = np.empty(q.shape, np.float32)
+    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or _isa())
+    return out
 
 
 def description() -> str:
     """How the kernels run here, for people."""
-    return f"kernels {_isa()}, {thread_count()} threads"
+    _start()
+    return f"kernels {_isa()}, {native.threads()} threads"
+
+
+def set_threads(count: int) -> None:
+    """Sets how many threads compute, whatever the environment says."""
+    _start()
+    native.set_threads(count)
+
+
+@cache
+def _usable() -> list[str]:
+    """The instruction sets with kernels that the processor has, the fastest first."""
+    return native.isas()
 
 
 @cache
@@ -120,8 +218,8 @@ def _start() -> None:
 
 
 def _isa() -> str:
-    """The name of the instruction set that weights are packed for."""
-    usable = native.isas()
+    """The name of the instruction set to compute with."""
+    usable = _usable()
     wanted = os.environ.get(ISA_VARIABLE) or usable[0]
     if wanted not in usable:
         raise InputError(f"{ISA_VARIABLE} is {wanted!r}, but this processor has kernels for {', '.join(usable)}")

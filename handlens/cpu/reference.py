@@ -26,8 +26,10 @@ def dense(weight: Weight) -> np.ndarray:
     return weight if isinstance(weight, np.ndarray) else weight.dequantize()
 
 
-def linear(x: np.ndarray, weight: Weight, bias: np.ndarray | None = None) -> np.ndarray:
-    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]."""
+def linear(
+    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None
+) -> np.ndarray:
+    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added."""
     if isinstance(weight, np.ndarray):
         out = x @ weight.T
     else:
@@ -39,6 +41,8 @@ def linear(x: np.ndarray, weight: Weight, bias: np.ndarray | None = None) -> np.
             out[:, start:stop] = x @ weight.dequantize(start, stop).T
     if bias is not None:
         out += bias
+    if residual is not None:
+        out += residual
     return out
 
 
@@ -48,6 +52,25 @@ def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
     They stand in one call because kernels that quantise x do so once for all of them.
     """
     return [linear(x, *layer) for layer in layers]
+
+
+def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+    """x, normalised, through several linear layers; norm is (weight, bias) for a layer norm, (weight,) for an RMS norm.
+
+    This function and the two below stand for one call each, so that kernels need not go through memory in between.
+    """
+    normalise = layer_norm if len(norm) == 2 else rms_norm
+    return linears(normalise(x, *norm, eps), *layers)
+
+
+def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
+    """The residual plus x through `gelu` or `gelu_tanh` and a linear layer."""
+    return linear({"gelu": gelu, "gelu_tanh": gelu_tanh}[activation](x), *layer, residual=residual)
+
+
+def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
+    """The residual plus silu(gate) * up through a linear layer."""
+    return linear(silu(gate) * up, *layer, residual=residual)
 
 
 def embedding(ids: np.ndarray, table: Weight) -> np.ndarray:

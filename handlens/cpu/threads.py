@@ -6,6 +6,7 @@ from pathlib import Path
 from handlens.errors import InputError
 
 THREADS_VARIABLE = "HANDLENS_THREADS"
+MAX_THREADS = 1024
 
 
 def thread_count() -> int:
@@ -13,9 +14,15 @@ def thread_count() -> int:
     wanted = os.environ.get(THREADS_VARIABLE)
     if not wanted:
         return physical_cores()
-    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
-        raise InputError(f"{THREADS_VARIABLE} is {wanted!r}; a number from 1 to 1024 is wanted, or nothing")
+    if not wanted.isascii() or not wanted.isdigit() or not 1 <= int(wanted) <= MAX_THREADS:
+        raise InputError(f"{THREADS_VARIABLE} is {wanted!r}; a number from 1 to {MAX_THREADS} is wanted, or nothing")
     return int(wanted)
+
+
+def check_thread_count(count: int) -> None:
+    """InputError unless so many threads can compute."""
+    if not 1 <= count <= MAX_THREADS:
+        raise InputError(f"{count} threads were asked for; from 1 to {MAX_THREADS} can compute")
 
 
 def physical_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:

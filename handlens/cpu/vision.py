@@ -89,12 +89,11 @@ class VisionTower:
         """x [L, D] after one layer."""
         ops, w, eps = self.ops, self.layers[index], self.config.layer_norm_eps
         heads = len(x), self.config.num_attention_heads, -1
-        q, k, v = ops.linears(ops.layer_norm(x, *w["ln1"], eps), w["attn_q"], w["attn_k"], w["attn_v"])
+        q, k, v = ops.norm_linears(x, w["ln1"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
         read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))  # [L, H, d]
-        x = x + ops.linear(read.reshape(len(x), -1), *w["attn_out"])
-        activation = getattr(ops, ACTIVATIONS[self.config.hidden_act])
-        inner = activation(ops.linear(ops.layer_norm(x, *w["ln2"], eps), *w["ffn_up"]))
-        return x + ops.linear(inner, *w["ffn_down"])
+        x = ops.linear(read.reshape(len(x), -1), *w["attn_out"], residual=x)
+        (inner,) = ops.norm_linears(x, w["ln2"], eps, w["ffn_up"])
+        return ops.activated_linear(inner, ACTIVATIONS[self.config.hidden_act], w["ffn_down"], residual=x)
 
     def post_norm(self, x: np.ndarray) -> np.ndarray:
         """The features [L, D] from the output of the last layer."""
@@ -144,7 +143,8 @@ class Resampler:
         v = ops.linear(kv, *w["attn.v"])  # positions are in the keys only
         read = ops.attention(self.queries, k.reshape(heads), v.reshape(heads))  # [Q, H, d]
         out = ops.linear(read.reshape(self.config.query_num, -1), *w["attn.out"])
-        return ops.linear(ops.layer_norm(out, *w["ln_post"], eps), *w["proj"])
+        (projected,) = ops.norm_linears(out, w["ln_post"], eps, w["proj"])
+        return projected
 
 
 def _with_bias(modules: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -29,6 +29,9 @@ class BeamSearch:
     Its answer is certain only at the end, so `certain` stays empty until then.
     """
 
+    #: The part of the answer that all running beams have in common, as far as that is known.
+    ids: tuple[int, ...] = ()
+
     def __init__(self, params: SamplingParams, stop_ids: tuple[int, ...]):
         self.params = params
         self.stop_ids = frozenset(stop_ids)

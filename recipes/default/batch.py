@@ -92,7 +92,7 @@ class Encoder:
             len(ids),
         )
 
-    @lru_cache(maxsize=8)  # noqa: B019: there is one encoder a process
+    @lru_cache(maxsize=8)  # noqa: B019 (there is one encoder a process)
     def _processor(self, queries: int) -> Processor:
         config = replace(self.config, resampler=replace(self.config.resampler, query_num=queries))
         return Processor(config, self.tokenizer)

@@ -22,7 +22,7 @@ class Preset:
     llm_kv_heads: int
     vocabulary: int  # without special tokens
     batch_cost: int  # about as many patches and tokens are in a batch, whatever their shares
-    learning_rate: float  # the highest, in stages whose own factor is 1
+    learning_rate: float  # the highest of Muon (optimiser.py), in stages whose own factor is 1
 
 
 PRESETS = {
@@ -38,7 +38,7 @@ PRESETS = {
         llm_kv_heads=4,
         vocabulary=8192,
         batch_cost=1 << 16,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
     ),
     "cpu": Preset(
         vision_width=256,
@@ -52,7 +52,7 @@ PRESETS = {
         llm_kv_heads=2,
         vocabulary=8192,
         batch_cost=4096,
-        learning_rate=1e-3,
+        learning_rate=3e-3,
     ),
     # For tests: a minute on one thread.
     "tiny": Preset(
@@ -67,7 +67,7 @@ PRESETS = {
         llm_kv_heads=2,
         vocabulary=1024,
         batch_cost=1024,
-        learning_rate=2e-3,
+        learning_rate=5e-3,
     ),
 }
 

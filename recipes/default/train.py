@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from handlens.errors import HandlensError
 from handlens.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ from recipes.default.check import answer, character_error_rate, exact, held_out,
 from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
 from recipes.default.model import DenseHead, Mini
+from recipes.default.optimiser import Optimiser
 from recipes.default.presets import PRESETS, Preset, model_config
 from recipes.default.stages import STAGES, Stage, stage_at, stage_named
 from recipes.default.start import initialise
@@ -36,10 +37,6 @@ logger = logging.getLogger("handlens")
 
 #: The weight of a blank cell beside one with a character. There are many more of them, even of those that are looked at.
 BLANK_WEIGHT = 0.3
-WEIGHT_DECAY = 0.05
-#: Tensors of two dimensions that are no matrices but rows to look up; they do not decay.
-TABLES = ("embed_tokens.weight", "position_embedding.weight", "resampler.query")
-BETAS = (0.9, 0.98)
 CLIP = 1.0
 #: The learning rate falls along a cosine to this share of the highest, at the end of the plan.
 FLOOR = 0.05
@@ -88,7 +85,7 @@ class Trainer:
             self.state = load_run(options.out, self.model, self.head, CLASSES)
         self.model.to(self.device)
         self.head.to(self.device)
-        self.optimiser = _optimiser(self.model, self.head, self.device)
+        self.optimiser = Optimiser(self.model, self.head)
         if options.compile:
             for layer in [*self.model.vpm.encoder["layers"], *self.model.language.layers]:
                 layer.compile(dynamic=True)
@@ -159,15 +156,9 @@ class Trainer:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def step(self, batch: dict[str, Tensor], stage: Stage, number: int) -> dict[str, Tensor]:
-        rate = self.rate(stage, number)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
         loss, parts = self.losses(batch, stage)
         loss.backward()
-        parameters = [p for p in (*self.model.parameters(), *self.head.parameters()) if p.grad is not None]
-        parts["gradient"] = nn.utils.clip_grad_norm_(parameters, CLIP)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        parts["gradient"] = self.optimiser.step(self.rate(stage, number), CLIP)
         return parts
 
     # -- the run -------------------------------------------------------------------------------------------------------
@@ -293,15 +284,6 @@ def _own_tokenizer(options: Options) -> Path:
     if not own.exists():
         shutil.copy(options.sources / "tokenizer.json", own)
     return own
-
-
-def _optimiser(model: Mini, head: DenseHead, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW; only matrices that features are multiplied by decay."""
-    decaying, others = [], []
-    for name, parameter in [*model.named_parameters(), *head.named_parameters()]:
-        (others if parameter.ndim < 2 or name.endswith(TABLES) else decaying).append(parameter)
-    groups = [{"params": decaying, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, fused=True)
 
 
 def parse(arguments: list[str] | None = None) -> Options:

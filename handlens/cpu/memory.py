@@ -1,0 +1,32 @@
+"""Gives memory back to the system that the process would keep: pages of mapped files, and what was freed."""
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+
+
+def give_back(arrays: Iterable[np.ndarray]) -> None:
+    """Lets go of the pages of mapped files that these arrays lie in, which come back when they are read, and of freed
+    memory that the allocator holds. Where the system has no way to do that, nothing happens."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for array in arrays:
+            mapped = _mapping(array)
+            if mapped is not None:
+                start = array.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+                page = start % mmap.PAGESIZE
+                mapped.madvise(mmap.MADV_DONTNEED, start - page, array.nbytes + page)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl has not
+        if trim is not None:
+            trim(0)
+
+
+def _mapping(array: np.ndarray) -> mmap.mmap | None:
+    """The mapped file that an array is a view of, if it is one."""
+    base = array
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return base if isinstance(base, mmap.mmap) else None

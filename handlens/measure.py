@@ -1,0 +1,142 @@
+"""How long the parts of an answer take, and what this machine could do at most.
+
+Seconds unless a name says otherwise. Shares are only worth something against limits of the same moment, because other
+work slows both; so callers measure in rounds and take medians of each round's ratios.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+
+import numpy as np
+from PIL import Image
+
+from handlens.chat import Chat
+from handlens.cpu import ops
+from handlens.cpu.backend import CpuBackend
+from handlens.cpu.ops import PackedWeight
+from handlens.engine.cache import longest_slice
+from handlens.engine.engine import PREFILL_CHUNK, Engine
+from handlens.engine.sampling import SamplingParams
+from handlens.images import cut
+
+#: Rounds of the loops that stay in registers.
+RATE_ROUNDS = 2_000_000
+#: More than any cache holds.
+READ_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the machine does a second at most: bytes read, operations on int8 and on float32."""
+
+    read: float
+    integer: float
+    floating: float
+
+
+def machine_limits(isa: str | None = None) -> Limits:
+    """The limits with as many threads as compute. Needs the kernels."""
+    isa = isa or ops.native.isas()[0]
+    return Limits(
+        read=ops.native.read_rate(_memory()),
+        integer=ops.native.integer_rate(isa, RATE_ROUNDS),
+        floating=ops.native.float_rate(isa, RATE_ROUNDS),
+    )
+
+
+@cache
+def _memory() -> np.ndarray:
+    return np.ones((1, READ_BYTES), np.uint8)
+
+
+def seconds(work: Callable[..., object], *arguments: object) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
+
+
+def prefill_seconds(backend: CpuBackend, count: int) -> float:
+    """How long a prompt of so many tokens takes to read, without an answer."""
+    inputs, cache = backend.embed(_text(backend, count)), backend.new_cache()
+
+    def read():
+        for start in range(0, count, PREFILL_CHUNK):
+            backend.forward([inputs[start : start + PREFILL_CHUNK]], [cache])
+
+    return seconds(read)
+
+
+def decode_seconds(backend: CpuBackend, past: int, count: int) -> float:
+    """How long so many tokens take, one after the other, behind a prompt of `past` tokens."""
+    cache = backend.new_cache()
+    logits = backend.forward([backend.embed(_text(backend, past))], [cache])
+
+    def decode():
+        nonlocal logits
+        for _ in range(count):
+            logits = backend.forward([backend.embed(logits.argmax(axis=1))], [cache])
+
+    return seconds(decode)
+
+
+def slice_seconds(backend: CpuBackend) -> float:
+    """How long the vision tower and the resampler take for one slice of the model's own size."""
+    config = backend.config
+    side = config.slices.scale_resolution
+    image = cut(picture(side), config.slices, config.vision.image_mean, config.vision.image_std)
+    return seconds(backend.encode, [image], longest_slice([image]))
+
+
+def first_token_seconds(chat: Chat, engine: Engine, image: Image.Image, question: str) -> float:
+    """How long it takes from a question about an image to the first token of the answer."""
+    params = SamplingParams.greedy(max_new_tokens=1)
+
+    def ask():
+        inputs = chat.prepare([{"role": "user", "content": [image, question]}], params)
+        list(engine.generate(inputs, params, ()))
+
+    return seconds(ask)
+
+
+def picture(side: int) -> Image.Image:
+    """A square of colours."""
+    ramp = np.linspace(0, 255, side, dtype=np.uint8)
+    red, green = np.broadcast_arrays(ramp[None], ramp[:, None])
+    return Image.fromarray(np.stack([red, green, red ^ green], axis=-1))
+
+
+def weight_bytes(backend: CpuBackend) -> int:
+    """The bytes of weights that each decoded token reads."""
+    return sum(
+        weight.packed.nbytes if isinstance(weight, PackedWeight) else weight.nbytes for weight in _products(backend)
+    )
+
+
+def weight_count(backend: CpuBackend) -> int:
+    """How many weights each token is multiplied with."""
+    return sum(prod(weight.shape) for weight in _products(backend))
+
+
+def _products(backend: CpuBackend) -> list:
+    llama = backend.llama
+    weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]
+    return [weight for weight in weights if len(weight.shape) == 2]
+
+
+def _text(backend: CpuBackend, count: int) -> np.ndarray:
+    """Ids all over the vocabulary."""
+    return np.arange(count, dtype=np.int64) * 7919 % backend.config.llm.vocab_size
+
+
+def peak_memory() -> int | None:
+    """The most bytes that the process has held in memory so far, mapped files included; None where nobody counts."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,182 @@
+"""The attention kernel against numpy: its own steps bit for bit, the reference within rounding."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import handlens
+from handlens.cpu import ops, reference
+from tests.test_kernels import fma, isas, needs_native, threads  # noqa: F401
+
+F32 = np.float32
+
+
+def heads(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def exponential(x: np.ndarray) -> np.ndarray:
+    """`exponential` of native/lanes.h."""
+    rounder = F32(12582912)
+    x = np.minimum(F32(89), np.maximum(F32(-87), x))
+    shifted = fma(x, F32(1.44269504), rounder)
+    n = shifted - rounder
+    r = fma(n, F32(2.12194440e-4), fma(n, F32(-0.693359375), x))
+    series = np.full_like(x, F32(1) / F32(5040))
+    for factor in (720, 120, 24, 6, 2, 1, 1):
+        series = fma(series, r, F32(1) / F32(factor))
+    power = (shifted.view(np.uint32) << np.uint32(23)) + np.uint32(0x3F800000)
+    return series * power.view(np.float32)
+
+
+def twin_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What one query [d] reads of keys and values [m, d], step by step as native/attention.h says."""
+    q = q * F32(1 / np.sqrt(float(len(q))))
+    scores = np.zeros(len(keys), np.float32)
+    for c in range(len(q)):
+        scores = fma(q[c], keys[:, c], scores)
+    lanes = np.pad(scores, (0, -len(scores) % 16), constant_values=-np.inf).reshape(-1, 16)
+    powers = exponential(lanes - scores.max())
+    total = np.zeros(16, np.float32)
+    for vector in powers:
+        total = total + vector
+    while len(total) > 1:
+        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    read = np.zeros(values.shape[1], np.float32)
+    for power, value in zip(powers.reshape(-1), values):
+        read = fma(power, value, read)
+    return read * (F32(1) / total[0])
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("width", [1, 32, 64, 72, 80, 128])
+def test_attention_equals_its_numpy_twin_bit_for_bit(isa, width):
+    rng = np.random.default_rng(width)
+    for n, m, count, kv_count, causal in ((1, 1, 2, 2, False), (5, 17, 2, 1, True), (17, 40, 4, 2, False)):
+        q, keys, values = heads(rng, n, count, width), heads(rng, kv_count, m, width), heads(rng, kv_count, m, width)
+        out = ops._attend(q, keys, values, causal, isa)
+        for i in range(n):
+            seen = m - n + i + 1 if causal else m
+            for h in range(count):
+                of = h * kv_count // count
+                np.testing.assert_array_equal(out[i, h], twin_row(q[i, h], keys[of, :seen], values[of, :seen]))
+
+
+@needs_native
+@pytest.mark.parametrize("width", [32, 64, 72, 80, 128])
+@pytest.mark.parametrize("m", [1, 15, 16, 33, 500, 1100])
+def test_attention_is_the_references_up_to_rounding_on_every_instruction_set_alike(width, m):
+    rng = np.random.default_rng(m)
+    keys, values = heads(rng, 2, m, width), heads(rng, 2, m, width)
+    for n in {1, min(5, m), min(17, m)}:
+        q = 3 * heads(rng, n, 4, width)
+        alike = {ops.causal_attention(q, keys, values, isa).tobytes() for isa in isas()}
+        assert len(alike) == 1
+        ours = np.frombuffer(alike.pop(), np.float32).reshape(q.shape)
+        np.testing.assert_allclose(ours, reference.causal_attention(q, keys, values), atol=2e-5)
+        k, v = (array.repeat(2, axis=0).swapaxes(0, 1) for array in (keys, values))
+        np.testing.assert_allclose(ops.attention(q, k, v), reference.attention(q, k, v), atol=2e-5)
+
+
+@needs_native
+def test_padding_keys_are_not_read():
+    rng = np.random.default_rng(0)
+    q, k, v = heads(rng, 3, 2, 72), heads(rng, 20, 2, 72), heads(rng, 20, 2, 72)
+    wanted = ops.attention(q, k[:13].copy(), v[:13].copy())
+    k[13:], v[13:] = np.nan, np.nan
+    np.testing.assert_array_equal(ops.attention(q, k, v, key_count=13), wanted)
+
+
+@needs_native
+def test_large_scores_and_what_is_no_number():
+    rng = np.random.default_rng(0)
+    q, k, v = heads(rng, 40, 2, 64), heads(rng, 40, 2, 64), heads(rng, 40, 2, 64)
+    big = q * np.float32(1e3)
+    np.testing.assert_allclose(ops.attention(big, k, v), reference.attention(big, k, v), atol=1e-3)
+    q[7, 1, 3] = np.nan
+    out = ops.attention(q, k, v)
+    assert np.isnan(out[7, 1]).all()
+    out[7, 1] = 0
+    assert np.isfinite(out).all()
+
+
+@needs_native
+@pytest.mark.parametrize("causal", [False, True])
+def test_any_thread_count_and_any_company_give_the_same_bytes(causal, threads):  # noqa: F811
+    rng = np.random.default_rng(1)
+    q, keys, values = heads(rng, 130, 4, 72), heads(rng, 2, 300, 72), heads(rng, 2, 300, 72)
+    wanted = ops._attend(q, keys, values, causal, None)
+    for count in (1, 2, 3, 4):
+        threads(count)
+        assert ops._attend(q, keys, values, causal, None).tobytes() == wanted.tobytes()
+    for i in (0, 57, 129):
+        seen = 300 - 130 + i + 1 if causal else 300
+        alone = ops._attend(q[i : i + 1], keys[:, :seen], values[:, :seen], causal, None)
+        np.testing.assert_array_equal(alone[0], wanted[i])
+
+
+@needs_native
+def test_prefill_and_decoding_give_the_same_bytes():
+    rng = np.random.default_rng(2)
+    q, keys, values = heads(rng, 50, 4, 64), heads(rng, 2, 90, 64), heads(rng, 2, 90, 64)
+    together = ops.causal_attention(q, keys, values)
+    for i in range(50):
+        one = ops.causal_attention(q[i : i + 1], keys[:, : 41 + i], values[:, : 41 + i])
+        np.testing.assert_array_equal(one[0], together[i])
+
+
+@needs_native
+def test_wrong_input_raises_at_the_boundary():
+    rng = np.random.default_rng(0)
+    q, keys, values = heads(rng, 3, 4, 8), heads(rng, 2, 6, 8), heads(rng, 2, 6, 8)
+    with pytest.raises(ValueError, match="4 heads of width 8 cannot read 3 key-value heads"):
+        ops.causal_attention(q, heads(rng, 3, 6, 8), heads(rng, 3, 6, 8))
+    with pytest.raises(ValueError, match="width 9"):
+        ops.causal_attention(q, heads(rng, 2, 6, 9), heads(rng, 2, 6, 9))
+    with pytest.raises(ValueError, match="one shape each"):
+        ops.causal_attention(q, keys, values[:, :5])
+    with pytest.raises(ValueError, match="3 queries cannot read 2 keys"):
+        ops.causal_attention(q, keys[:, :2], values[:, :2])
+    with pytest.raises(ValueError, match="3 queries cannot read 0 keys"):
+        ops.attention(q, keys[0][:0, None].repeat(4, 1), values[0][:0, None].repeat(4, 1))
+    with pytest.raises(ValueError, match="one behind the other"):
+        ops.causal_attention(q, keys[:, :, ::-1], values)
+    with pytest.raises(TypeError):
+        ops.causal_attention(q.astype(np.float64), keys, values)
+    with pytest.raises(ValueError, match="no kernels called 'mmx'"):
+        ops.causal_attention(q, keys, values, "mmx")
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_ctrl_c_ends_long_attention_within_200_ms(tmp_path):
+    code = """if True:
+        import signal, time
+        import numpy as np
+        from handlens.cpu import ops
+        q, keys = np.ones((4000, 32, 64), np.float32), np.ones((8, 4000, 64), np.float32)
+        def at_alarm(*_):
+            global alarm
+            alarm = time.perf_counter()
+            raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, at_alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        start = time.perf_counter()
+        try:
+            ops.causal_attention(q, keys, keys, "scalar")
+        except KeyboardInterrupt:
+            end = time.perf_counter()
+            print(end - start, end - alarm, ops.causal_attention(q[:1], keys, keys).sum())
+    """
+    # Elsewhere than the source tree, whose package would come before the installed one and may lack the kernels.
+    environment = {**os.environ, "PYTHONPATH": str(Path(handlens.__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path, env=environment)
+    waited, after, total = map(float, ran.stdout.split())
+    assert waited < 0.6 and after < 0.2 and total == 32 * 64
