@@ -160,7 +160,9 @@ def round_as_llama_cpp(chat: Chat) -> Chat:
         **{
             **vars(reference),
             "patch_embed": lambda patches, *layer: reference.patch_embed(half(patches), *layer),
-            "gelu_tanh": lambda x: half(reference.gelu_tanh(half(x))),
+            "activated_linear": lambda x, _, layer, residual: (
+                residual + reference.linear(half(reference.gelu_tanh(half(x))), *layer)
+            ),
         }
     )
     return chat

@@ -42,7 +42,7 @@ SHAPES = [
 
 @pytest.fixture(scope="module")
 def mini(mini_model) -> Chat:
-    return load(mini_model.model, mini_model.mmproj)
+    return load(mini_model.model, mini_model.mmproj, vision_precision="f32")  # llama.cpp's is 16 bit or better
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_two_images_in_one_prompt_get_the_same_tokens(mini, llama_cpp):
 
 
 def test_what_is_left_is_the_rounding_of_llama_cpp(mini_model, llama_cpp):
-    rounded = round_as_llama_cpp(load(mini_model.model, mini_model.mmproj))
+    rounded = round_as_llama_cpp(load(mini_model.model, mini_model.mmproj, vision_precision="f32"))
     for shape in ((224, 224), (100, 100), (448, 672), (306, 268), (138, 415)):
         assert compare(rounded, llama_cpp, QUESTION, [picture(*shape)], 12).error < ROUNDED_TOLERANCE, shape
 
@@ -125,7 +125,7 @@ def test_the_tokenizer_of_llama_cpp_makes_the_same_ids(mini, llama_cpp):
 @pytest.mark.parametrize("type, tolerance", TYPE_TOLERANCES.items())
 def test_other_types_of_weights_agree_within_their_rounding(mini_model, tmp_path, type, tolerance):
     made = tiny.write(tmp_path, mini_model.config, type=type)
-    chat, llama_cpp = load(made.model, made.mmproj), LlamaCpp(made.model, made.mmproj)
+    chat, llama_cpp = load(made.model, made.mmproj, vision_precision="f32"), LlamaCpp(made.model, made.mmproj)
     prompts = [(prompt, []) for prompt in PROMPTS[:8]]
     pictures = [(QUESTION, [picture(*shape)]) for shape in ((100, 100), (448, 224), (306, 268))]
     for question, images in prompts + pictures:
@@ -134,5 +134,5 @@ def test_other_types_of_weights_agree_within_their_rounding(mini_model, tmp_path
 
 def test_another_position_mode_is_seen(mini_model, llama_cpp):
     """The comparison notices wrong positions of patches: with the ids of 2.5 the answers are others."""
-    other = load(mini_model.model, mini_model.mmproj, position_mode="masked_1d")
+    other = load(mini_model.model, mini_model.mmproj, position_mode="masked_1d", vision_precision="f32")
     assert compare(other, llama_cpp, QUESTION, [picture(448, 448)], 12).error > 100 * IMAGE_TOLERANCE
