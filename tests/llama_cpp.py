@@ -156,15 +156,13 @@ def round_as_llama_cpp(chat: Chat) -> Chat:
     def half(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float16).astype(np.float32)
 
-    def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
-        activated = half(getattr(reference, activation)(half(x)))
-        return reference.linear(activated, *layer, residual=residual)
-
     chat.generator.backend.tower.ops = SimpleNamespace(
         **{
             **vars(reference),
             "patch_embed": lambda patches, *layer: reference.patch_embed(half(patches), *layer),
-            "activated_linear": activated_linear,
+            "activated_linear": lambda x, _, layer, residual: (
+                residual + reference.linear(half(reference.gelu_tanh(half(x))), *layer)
+            ),
         }
     )
     return chat
