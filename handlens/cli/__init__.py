@@ -1,4 +1,4 @@
-"""The command line: `handlens ask`, `chat`, `read`, `convert` and `info`.
+"""The command line: `handlens ask`, `chat`, `read`, `convert`, `quantize` and `info`.
 
 A command imports what is heavy (numpy, Pillow, tokenizers, rich) when it runs, so that `handlens --help` is quick.
 """
@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, converse, convert, info, read
+from handlens.cli import ask, converse, convert, info, quantize, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -32,6 +32,7 @@ for name, module, command in (
     ("chat", converse, converse.converse),
     ("read", read, read.transcribe),
     ("convert", convert, convert.convert_model),
+    ("quantize", quantize, quantize.quantize),
     ("info", info, info.describe),
 ):
     app.command(name, epilog=module.EXAMPLES)(unfolded(command))

@@ -1,8 +1,8 @@
 """Which type each tensor of a file gets: a file type is a block type for most matrices, and more bits where they help.
 
-The rules are those of llama.cpp (`llama_tensor_get_type_impl` of llama-quant.cpp), for models without experts, so that a
-file is as large, and its tensors have the types, that everyone expects of its name. Values of attention and the way down
-of the feed-forward layer get more bits in some layers, and the output matrix 6 bits everywhere.
+The rules are those of llama.cpp (`llama_tensor_get_type_impl` of llama-quant.cpp), for models without experts, so that
+a file is as large, and its tensors have the types, that everyone expects of its name. Values of attention and the way
+down of the feed-forward layer get more bits in some layers, and the output matrix 6 bits everywhere.
 """
 
 import re
