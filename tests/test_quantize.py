@@ -274,8 +274,8 @@ def test_a_tensor_that_cannot_be_stored_is_named_and_nothing_is_left(made, tmp_p
         ({"vision_type": "Q4_0"}, "vision side cannot be of type 'Q4_0'"),
         ({"mmproj_out": "x.gguf"}, "none was given"),
         ({"mmproj": "model"}, "should be a language file and its projector"),
-        ({"importance": {"blk.9.attn_q.weight": np.ones(256)}}, "was it measured on another one"),
-        ({"importance": {"blk.0.attn_q.weight": np.ones(255)}}, "blk.0.attn_q.weight has 256 columns"),
+        ({"importance": lambda: {"blk.9.attn_q.weight": np.ones(256)}}, "was it measured on another one"),
+        ({"importance": lambda: {"blk.0.attn_q.weight": np.ones(255)}}, "blk.0.attn_q.weight has 256 columns"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(made, tmp_path, options, message):

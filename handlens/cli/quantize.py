@@ -2,12 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handlens.cli.options import Debug, Quiet
 from handlens.cli.terminal import tell, writing
+
+if TYPE_CHECKING:
+    from handlens.quant.importance import Importance
 
 EXAMPLES = """
 \b
@@ -42,6 +45,14 @@ def quantize(
             metavar="|".join(VisionType), help="Type of the vision side. Default: Q8_0, or TYPE if it is one of these."
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images and texts that show which columns of the weights matter."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="File with that, to read, or to write with --calibrate (GGUF, llama.cpp's)."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there already.")] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -49,11 +60,32 @@ def quantize(
     """Write a model with fewer bits a weight."""
     from handlens.quant.quantize import quantize_model
 
+    def measured() -> "Importance":
+        from handlens.quant.importance import read_importance
+
+        return read_importance(imatrix) if calibrate is None else _calibrated(source, mmproj, calibrate, imatrix, quiet)
+
+    options = {"mmproj": mmproj, "mmproj_out": mmproj_out, "vision_type": vision_type and vision_type.value}
+    options["importance"] = measured if calibrate or imatrix else None
     with writing(f"writing {out.name}", quiet) as progress:
-        options = {"mmproj": mmproj, "mmproj_out": mmproj_out, "vision_type": vision_type and vision_type.value}
         written = quantize_model(source, out, type, **options, overwrite=force, progress=progress)
     if not quiet:
         for notice in written.notices:
             tell(f"handlens: {notice}")
         names = " and ".join(map(str, written.paths))
         tell(f"handlens: wrote {names}: {written.nbytes_before / 1e6:.1f} MB became {written.nbytes / 1e6:.1f} MB")
+
+
+def _calibrated(source: Path, mmproj: Path | None, folder: Path, imatrix: Path | None, quiet: bool) -> "Importance":
+    """The importance from the examples in a folder, which is also saved if a file is named."""
+    from handlens.chat import load
+    from handlens.quant.importance import measure, save_importance
+
+    def told(done: int, total: int) -> None:
+        if not quiet:
+            tell(f"handlens: looked at {done} of {total} examples")
+
+    importance = measure(load(source, mmproj), folder, told)
+    if imatrix is not None:
+        save_importance(imatrix, importance)
+    return importance

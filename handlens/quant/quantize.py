@@ -3,7 +3,7 @@
 What is not changed stays: metadata, and tensors that are no matrices. What is written appears whole or not at all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from handlens.gguf.keys import is_projector
 from handlens.gguf.names import fix_ffn_names
 from handlens.gguf.reader import DEFAULT_ALIGNMENT, GGUFFile
 from handlens.gguf.writer import DeferredTensor, write_into
+from handlens.quant.importance import Importance
 from handlens.quant.mixes import (
     MIXES,
     VISION_TYPES,
@@ -37,9 +38,6 @@ from handlens.quant.tensors import quantize_tensor
 QUANTIZATION_VERSION = 2
 #: How the names of the vision side begin; every other tensor is the language model's.
 VISION_PREFIXES = ("v.", "resampler.", "mm.")
-
-#: Name of a matrix, ffn names of the vision tower by role -> how much each of its columns matters.
-Importance = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,15 @@ def quantize_model(
     mmproj: Path | None = None,
     mmproj_out: Path | None = None,
     vision_type: str | None = None,
-    importance: Importance | None = None,
+    importance: Callable[[], Importance] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Quantized:
     """Writes `source` (a GGUF file, or a checkpoint folder) as `out`, in a file type of `MIXES`.
 
     A folder also becomes a projector file, and so does `mmproj`: `mmproj_out`, beside `out` without one, in a
-    `vision_type` of VISION_TYPES. Without one that is `type` if it is among them, else Q8_0.
+    `vision_type` of VISION_TYPES. Without one that is `type` if it is among them, else Q8_0. The importance, which
+    takes long to measure, is asked for when everything else was checked.
     """
     type, mix = mix_named(type)
     vision_type = vision_type or (type if type in VISION_TYPES else "Q8_0")
@@ -86,8 +85,9 @@ def quantize_model(
         raise InputError(
             f"{source} is a projector, which cannot be of type {type}; it can be {', '.join(VISION_TYPES)}"
         )
-    plans = [_planned(content, mix, vision_type, importance) for content in contents]
-    _check_importance(importance, contents)
+    measured = importance and importance()
+    _check_importance(measured, contents)
+    plans = [_planned(content, mix, vision_type, measured) for content in contents]
     before = sum(tensor.nbytes for content in contents for tensor in content.tensors.values())
     after = sum(tensor.nbytes for content in plans for tensor in content.tensors.values())
     told = sum_of(progress, after)
