@@ -18,7 +18,7 @@ from handlens.config import ModelConfig, Scaling, official_values, preprocessor_
 from handlens.cpu.backend import check_shapes
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import PLAIN, Tensor
-from handlens.gguf.convert import FILE_TYPES, language_content, main_type, official_tensors, projector_content
+from handlens.gguf.convert import FILE_TYPES, Content, language_content, main_type, official_tensors, projector_content
 from handlens.gguf.keys import read_config
 from handlens.gguf.names import fix_ffn_names
 from handlens.gguf.reader import GGUFFile
@@ -59,7 +59,21 @@ def to_gguf(
         raise InputError("a single file was asked for, and a projector file too; leave one of them out")
     mmproj_out = mmproj_out or out.with_name(f"{out.name.removesuffix('.gguf')}.mmproj.gguf")
     targets = [out] if single else [out, mmproj_out]
-    _check_targets(targets, overwrite)
+    check_targets(targets, overwrite)
+    config, type, language, projector = gguf_contents(folder, type)
+    contents = [projector | language] if single else [language, projector]
+    told = sum_of(progress, sum(tensor.nbytes for content in contents for tensor in content.tensors.values()))
+    with replacing(out, ModelFileError) as file:
+        write_into(file, contents[0].metadata, contents[0].tensors, progress=told)
+        for path, content in zip(targets[1:], contents[1:], strict=True):
+            with replacing(path, ModelFileError) as second:  # inside, so that there are both files or neither
+                write_into(second, content.metadata, content.tensors, progress=told)
+    return Converted(tuple(targets), type, config.notices)
+
+
+def gguf_contents(folder: Path, type: str | None = None) -> tuple[ModelConfig, str, Content, Content]:
+    """The config of a checkpoint folder, the type of its matrices (see `to_gguf`), and the contents of the language
+    file and of the projector; everything was checked, and no tensor was made yet."""
     config, stored = read_checkpoint(folder)
     tokenizer = open_tokenizer(folder)
     _check_tokenizer(folder, config, tokenizer)
@@ -68,14 +82,7 @@ def to_gguf(
     projector = projector_content(config, stored, type)
     vision = fix_ffn_names(projector.tensors, config.vision.hidden_size, config.vision.intermediate_size)
     check_shapes(config, language.tensors, vision)
-    contents = [projector | language] if single else [language, projector]
-    told = _sum_of(progress, sum(tensor.nbytes for content in contents for tensor in content.tensors.values()))
-    with replacing(out, ModelFileError) as file:
-        write_into(file, contents[0].metadata, contents[0].tensors, progress=told)
-        for path, content in zip(targets[1:], contents[1:], strict=True):
-            with replacing(path, ModelFileError) as second:  # inside, so that there are both files or neither
-                write_into(second, content.metadata, content.tensors, progress=told)
-    return Converted(tuple(targets), type, config.notices)
+    return config, type, language, projector
 
 
 def to_checkpoint(
@@ -108,7 +115,7 @@ def to_checkpoint(
     _check_tokenizer(model, config, tokenizer)
     official = official_tensors(config, tensors, vision, type)
     documents = _documents(config, tokenizer, official, tied="output.weight" not in tensors)
-    told = _sum_of(progress, sum(tensor.nbytes for tensor in official.values()))
+    told = sum_of(progress, sum(tensor.nbytes for tensor in official.values()))
     with appearing(folder, ModelFileError) as new:
         for name, text in documents.items():
             (new / name).write_text(text, encoding="utf-8")
@@ -123,7 +130,8 @@ def _natural_type(config: ModelConfig, stored: Mapping[str, np.ndarray]) -> str:
     return "F16" if main == "BF16" and config.scaling != Scaling() else main
 
 
-def _check_targets(targets: list[Path], overwrite: bool) -> None:
+def check_targets(targets: list[Path], overwrite: bool) -> None:
+    """InputError unless files may be written there."""
     if len(set(targets)) < len(targets):
         raise InputError(f"both files would be {targets[0]}; give them different names")
     for path in targets:
@@ -164,8 +172,8 @@ def _documents(config: ModelConfig, tokenizer: Tokenizer, official: Mapping[str,
     return texts | {"tokenizer.json": tokenizer.to_json()}
 
 
-def _sum_of(progress: Progress | None, total: int) -> Callable[[int], None]:
-    """Counts the bytes that it is told, and tells `progress`."""
+def sum_of(progress: Progress | None, total: int) -> Callable[[int], None]:
+    """A function that adds up the bytes that it is told, and tells `progress`."""
     done = 0
 
     def told(nbytes: int) -> None:

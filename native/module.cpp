@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <new>
@@ -16,6 +17,7 @@
 #include "dispatch.h"
 #include "pack.h"
 #include "pool.h"
+#include "quantizers.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -30,6 +32,7 @@ using Cached = nb::ndarray<const float, nb::ndim<3>, nb::device::cpu>;
 using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using HeadsOut = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using BlocksOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // Blocks of weights and rows of x in one task: enough to be worth the asking, few enough to stay in the second cache, to
 // share out evenly and to stop soon.
@@ -339,6 +342,45 @@ void rope(const Heads& x, const Matrix& cos, const Matrix& sin, const HeadsOut& 
     });
 }
 
+// Numbers of rows in `data` as blocks in `out`; gives the largest magnitude among them.
+float quantize(const std::string& type, const Blocks& data, const std::string& plain_name, size_t columns,
+               const std::optional<Vector>& importance, const BlocksOut& out, const std::string& isa) {
+    kernels_named(isa);
+    const Quantizer* quantizer = nullptr;
+    for (const Quantizer& other : quantizers(isa))
+        if (type == other.type) quantizer = &other;
+    if (!quantizer) throw nb::value_error(("no kernel writes weights of type " + type).c_str());
+    const bool is_f32 = plain_name == "F32", is_f16 = plain_name == "F16";
+    if (!is_f32 && !is_f16 && plain_name != "BF16") throw nb::value_error("F32, F16 or BF16 numbers are wanted");
+    const Plain plain = is_f32 ? Plain::f32 : is_f16 ? Plain::f16 : Plain::bf16;
+    const size_t rows = data.shape(0), width = columns / quantizer->weights;
+    if (columns == 0 || columns % quantizer->weights || data.shape(1) != columns * (is_f32 ? 4 : 2) ||
+        out.shape(0) != rows || out.shape(1) != width * quantizer->nbytes)
+        throw nb::value_error("rows of whole blocks, and room for as many, are wanted");
+    if (importance && importance->shape(0) != columns) throw nb::value_error("one importance a column is wanted");
+    const size_t blocks = rows * width;
+    std::atomic<float> largest{0.0f};
+    bool whole;
+    {
+        nb::gil_scoped_release release;
+        Pool::Lease pool;
+        whole = pool.run(
+            (blocks + kBlocksToWrite - 1) / kBlocksToWrite,
+            [&](size_t task) {
+                const size_t first = task * kBlocksToWrite, last = std::min(blocks, first + kBlocksToWrite);
+                const float magnitude =
+                    write_blocks(*quantizer, plain, data.data(), importance ? importance->data() : nullptr, columns,
+                                 first, last, out.data());
+                // Not a number is larger than everything and stays.
+                for (float seen = largest; !(magnitude <= seen) && seen == seen;)
+                    if (largest.compare_exchange_weak(seen, magnitude)) break;
+            },
+            interrupted);
+    }
+    if (!whole) throw nb::python_error();
+    return largest;
+}
+
 // Runs work(0) ... work(count - 1), which give how many units they did; gives the units a second of all threads.
 double rate(size_t count, const std::function<double(size_t)>& work) {
     std::vector<double> done(count);
@@ -409,6 +451,9 @@ NB_MODULE(_native, m) {
           "causal"_a, "isa"_a, "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
+    m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),
+          "out"_a.noconvert(), "isa"_a,
+          "Writes rows of F32, F16 or BF16 numbers as GGUF blocks into out; gives their largest magnitude.");
     m.def("types", [] {
         std::vector<std::string> names;
         for (const Source& source : sources()) names.emplace_back(source.type);

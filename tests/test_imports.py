@@ -31,6 +31,7 @@ FLOORS = {
     "cpu": {"cpu", "backend", "config", "errors", "gguf", "images", "positions"},
     "engine": {"engine", "atomic", "backend", "config", "errors", "images", "processor"},
     "shards": {"gguf"},
+    "quant": {"quant", "atomic", "chat", "conversion", "cpu", "decode", "engine", "errors", "gguf"},
     # `model` only when torch is asked for; see test_every_module_imports_without_torch_or_transformers.
     "weights": {"checkpoint", "config", "cpu", "engine", "errors", "gguf", "model", "tokenizer"},
     "proof": {

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, bench, check, converse, convert, data, export, info, joining, read
+from handlens.cli import ask, bench, check, converse, convert, data, export, info, joining, quantize, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -35,6 +35,7 @@ for name, command, examples in (
     ("bench", bench.bench, bench.EXAMPLES),
     ("check", check.check_model, check.EXAMPLES),
     ("convert", convert.convert_model, convert.EXAMPLES),
+    ("quantize", quantize.quantize, quantize.EXAMPLES),
     ("join", joining.join_files, joining.EXAMPLES),
     ("split", joining.split_file, joining.SPLIT_EXAMPLES),
     ("seal", check.seal_model, check.SEAL_EXAMPLES),

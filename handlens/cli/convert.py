@@ -1,20 +1,14 @@
 """`handlens convert`: a checkpoint folder to GGUF files, and back."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from handlens.cli.options import Debug, Mmproj, Quiet
-from handlens.cli.terminal import tell
+from handlens.cli.terminal import tell, writing
 from handlens.errors import InputError
-
-if TYPE_CHECKING:
-    from handlens.conversion import Progress
 
 EXAMPLES = """
 \b
@@ -97,24 +91,3 @@ def repair_file(source: Path, out: Path, force: bool, quiet: bool) -> None:
     for change in changes:
         tell(f"handlens: repaired: {change}")
     tell(f"handlens: wrote {out}" if changes else f"handlens: {source} has no known fault; nothing was written")
-
-
-@contextmanager
-def writing(what: str, quiet: bool) -> Iterator["Progress | None"]:
-    """While the block runs, a terminal shows how many bytes were written."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

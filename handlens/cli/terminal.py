@@ -76,3 +76,24 @@ def working(what: str) -> Iterator[Callable[[int, int], None]]:
                 bar.reset(task, description="reading the prompt", total=None)
 
         yield progress
+
+
+@contextmanager
+def writing(what: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """While the block runs, a terminal shows how many bytes were written."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

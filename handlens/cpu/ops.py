@@ -235,3 +235,14 @@ def _as_q8_0(tensor: Tensor) -> np.ndarray:
     for start in range(0, rows, step):
         made[start : start + step] = block.quantize(tensor.dequantize(start, min(start + step, rows)))
     return made
+
+
+def quantize(type: str, plain: str, data: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, float]:
+    """Rows of F32, F16 or BF16 numbers (`plain`), uint8 [rows, bytes of a row], as rows of blocks of a type, and the
+    largest magnitude among them. The bytes are those of `quant.encode`; `importance` is a number a column."""
+    _start()
+    columns = data.shape[1] // BLOCKS[plain].nbytes
+    block = BLOCKS[type]
+    made = np.empty((len(data), columns // block.weights * block.nbytes), np.uint8)
+    largest = native.quantize(type, np.ascontiguousarray(data), plain, columns, importance, made, _isa())
+    return made, largest

@@ -24,13 +24,22 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Block:
-    """One block type. `dequantize` maps uint8 [..., n * nbytes] to float32 [..., n * weights], `quantize` back."""
+    """One block type. `dequantize` maps uint8 [..., n * nbytes] to float32 [..., n * weights], `quantize` back.
+
+    `quantize` is there for types whose bytes follow from the numbers at once; the others need a search, see
+    `quant.encode`. `layout` is the numpy record of a block.
+    """
 
     ggml_type: int
     weights: int
-    nbytes: int
+    layout: np.dtype
     dequantize: Callable[[np.ndarray], np.ndarray]
     quantize: Callable[[np.ndarray], np.ndarray] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of a block."""
+        return self.layout.itemsize
 
 
 def _unpack(packed: np.ndarray, bits: int, run: int) -> np.ndarray:
@@ -261,7 +270,7 @@ def _block(ggml_type: int, weights: int, layout: np.dtype, decode: Callable, enc
     return Block(
         ggml_type,
         weights,
-        layout.itemsize,
+        layout,
         partial(_dequantize, layout, weights, decode),
         encode and partial(_quantize, layout, weights, encode),
     )
