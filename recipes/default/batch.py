@@ -99,7 +99,7 @@ class Encoder:
 
 
 def strip_plan(width: int, height: int, rows: int, config: ModelConfig) -> SlicePlan:
-    """One slice of so many rows of patches, of about the shape of the image: few different widths need little padding."""
+    """One slice of so many rows of patches, of about the image's shape: few different widths need little padding."""
     patch = config.slices.patch_size
     columns = width * rows / height
     step = 2 if columns < 16 else 4

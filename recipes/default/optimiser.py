@@ -1,8 +1,8 @@
 """How weights change: Muon for the matrices of layers, AdamW for everything else.
 
-Muon (K. Jordan and others, 2024) makes every update of a matrix orthogonal, so that no direction is left behind; here it
-needs a quarter of AdamW's steps to begin to read (LOG.md). torch has one too, but it computes in bfloat16, for which few
-processors have fast instructions.
+Muon (K. Jordan and others, 2024) makes every update of a matrix orthogonal, so that no direction is left behind; here
+it needs a quarter of AdamW's steps to begin to read (LOG.md). torch has one too, but it computes in bfloat16, for which
+few processors have fast instructions.
 """
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""The sizes that can be trained: a row of `PRESETS` is one model and the batches that suit the machine it is meant for."""
+"""The sizes that can be trained: a row of `PRESETS` is one model and the batches that suit its machine."""
 
 from dataclasses import dataclass
 
@@ -66,7 +66,7 @@ PRESETS = {
         llm_heads=4,
         llm_kv_heads=2,
         vocabulary=1024,
-        batch_cost=1024,
+        batch_cost=512,
         learning_rate=5e-3,
     ),
 }

@@ -35,13 +35,13 @@ from recipes.default.weights import STATE, State, load_run, save_run
 
 logger = logging.getLogger("handlens")
 
-#: The weight of a blank cell beside one with a character. There are many more of them, even of those that are looked at.
+#: The weight of a blank cell beside one with a character, of which there are fewer.
 BLANK_WEIGHT = 0.3
 CLIP = 1.0
 #: The learning rate falls along a cosine to this share of the highest, at the end of the plan.
 FLOOR = 0.05
 #: Steps after the start of a run in which the learning rate rises: the optimiser begins anew each time.
-WARM_UP = 50
+WARM_UP = 20
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Options:
     out: Path
     preset: str
     minutes: float
+    steps: int | None
     plan_minutes: float
     stage: str | None
     threads: int
@@ -172,7 +173,7 @@ class Trainer:
         window = Window(options.out / "metrics.jsonl")
         saved = checked = self.elapsed
         try:
-            while not self.stopped and self.elapsed < options.minutes:
+            while not self.stopped and self.elapsed < options.minutes and steps != options.steps:
                 stage = self.stage
                 self._freeze(stage)
                 tasks, batch = feed.next(stage)
@@ -293,6 +294,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--out", type=Path, required=True, help="the folder of the run; what is in it is gone on from")
     add("--preset", choices=PRESETS, default="cpu", help="the size of the model (default cpu)")
     add("--minutes", type=float, default=9.5, help="how long this run lasts (default 9.5)")
+    add("--steps", type=int, help="end after so many steps, if that is earlier")
     add("--plan-minutes", type=float, default=180.0, help="how long all runs last: stages and rate follow it (180)")
     add("--stage", choices=[stage.name for stage in STAGES], help="keep to one stage; the rate falls within this run")
     add("--threads", type=int, default=1, help="threads of torch on a CPU (default 1)")

@@ -1,7 +1,7 @@
 """What a run leaves behind: a checkpoint that handlens opens as it is, the dense head beside it, and where it stands.
 
-OUT/model is a folder in the official layout (shards of at most 15 MB), OUT/head.safetensors the head, OUT/state.json the
-time that was trained. A run goes on from them alone.
+OUT/model is a folder in the official layout (shards of at most 15 MB), OUT/head.safetensors the head, OUT/state.json
+the time that was trained. A run goes on from them alone.
 """
 
 import json
