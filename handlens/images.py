@@ -148,20 +148,20 @@ def cut(image: Image.Image, options: SliceOptions, mean: Sequence[float], std: S
     rgb = image.convert("RGB")  # a copy, which nobody changes before the slices are made
 
     def make() -> list[np.ndarray]:
-        return [_normalise(picture, mean, std) for picture in _pictures(rgb, plan)]
+        return [_normalise(picture, mean, std) for picture in pictures(rgb, plan)]
 
     return SlicedImage(image.size, plan, f"{digest(rgb)} {plan}", make)
 
 
-def _pictures(rgb: Image.Image, plan: SlicePlan) -> list[Image.Image]:
-    """The overview and the cells."""
-    pictures = [resize(rgb, plan.overview)]
+def pictures(rgb: Image.Image, plan: SlicePlan) -> list[Image.Image]:
+    """The overview and the cells of an RGB image as pictures."""
+    made = [resize(rgb, plan.overview)]
     if plan.grid:
         refined = resize(rgb, plan.refined)
         (cols, rows), (width, height) = plan.grid, plan.cell
         corners = [(col * width, row * height) for row in range(rows) for col in range(cols)]
-        pictures += [refined.crop((x, y, x + width, y + height)) for x, y in corners]
-    return pictures
+        made += [refined.crop((x, y, x + width, y + height)) for x, y in corners]
+    return made
 
 
 def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

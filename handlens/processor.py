@@ -62,7 +62,7 @@ class Processor:
     def inputs(self, parts: Sequence[Part], images: Sequence[Image.Image], max_tokens: int | None = None) -> Inputs:
         """The inputs of a prompt in parts, whose image slots count through `images`; raises as a call does."""
         plans = self._plan(images)
-        ids, bounds = self._encode(parts, plans)
+        ids, bounds = self.encode(parts, plans)
         if max_tokens is not None and len(ids) > max_tokens:
             raise ContextError(self._too_long(len(ids), max_tokens, plans))
         vision = self.config.vision
@@ -80,16 +80,19 @@ class Processor:
             )
         return [plan_slices(*image.size, self.config.slices) for image in images]
 
-    def _encode(self, parts: Sequence[Part], plans: Sequence[SlicePlan]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of the parts, and the query positions of each slice. Text is encoded in stretches between special tokens,
-        so that neighbouring pieces of text merge as they would in one string."""
+    def encode(self, parts: Sequence[Part], plans: Sequence[SlicePlan]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of the parts, and the query positions of each slice, for which the plans are enough.
+
+        Text is encoded in stretches between special tokens, so that neighbouring pieces merge as they do in one.
+        """
         ids: list[int] = []
         bounds: list[tuple[int, int]] = []
         text: list[str] = []
 
         def flush():
-            ids.extend(self.tokenizer.encode("".join(text)))
-            text.clear()
+            if text:
+                ids.extend(self.tokenizer.encode("".join(text)))
+                text.clear()
 
         for part in self._with_placeholders(parts, plans):
             if isinstance(part, str):

@@ -19,7 +19,7 @@ from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
 from handlens.tokenizer import Tokenizer
 from recipes.default import tokenizer as tokenizer_recipe
-from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, cut_pictures, plan_slices
+from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices
 from recipes.default.check import distance
 from recipes.default.decode import greedy
 from recipes.default.export import export
@@ -89,7 +89,7 @@ def test_slices_are_those_of_use(run):
     config = run[0]
     image = Image.fromarray(noise(500, 300).image)
     theirs = cut(image, config.slices, config.vision.image_mean, config.vision.image_std)
-    ours = cut_pictures(image, plan_slices(*image.size, config.slices))
+    ours = pictures(image, plan_slices(*image.size, config.slices))
     for pixels, picture in zip(theirs.slices, ours, strict=True):
         np.testing.assert_array_equal(np.rint((pixels * 0.5 + 0.5) * 255), np.asarray(picture).transpose(2, 0, 1))
 

@@ -18,7 +18,7 @@ from handlens.config import FAMILIES, ModelConfig
 from handlens.data.alphabets import every_character
 from handlens.data.questions import templates
 from handlens.data.sample import Sample
-from handlens.images import SlicePlan, patches, plan_slices, resize
+from handlens.images import SlicePlan, patches, pictures, plan_slices
 from handlens.positions import patch_position_ids
 from handlens.processor import Processor
 from handlens.prompts import TEMPLATES, ImageSlot, Message, render
@@ -79,12 +79,12 @@ class Encoder:
         question = min(templates("read", sample.language), key=len) if strip else sample.question
         processor = self._processor(strip_queries(plan) if strip else self.config.resampler.query_num)
         parts = render([Message("user", (ImageSlot(0), question))], TEMPLATES["llama3"], processor.names)
-        ids, bounds = processor._encode(parts, [plan])
+        ids, bounds = processor.encode(parts, [plan])
         answer = self.answers.encode(sample.answer.strip(), add_special_tokens=False).ids
-        pictures = cut_pictures(Image.fromarray(sample.image), plan)
+        shown = pictures(Image.fromarray(sample.image), plan)
         return Example(
             sample,
-            [patches(np.asarray(picture).transpose(2, 0, 1), plan.patch_size) for picture in pictures],
+            [patches(np.asarray(picture).transpose(2, 0, 1), plan.patch_size) for picture in shown],
             plan.tgt_sizes,
             [_cells(sample, *window, rng) for window in _windows(plan, width, height)],
             [*ids, *answer, self.stop],
@@ -112,17 +112,6 @@ def strip_queries(plan: SlicePlan) -> int:
     would cost four times as much with all of them."""
     (_, columns), *_ = plan.tgt_sizes
     return min(-(-columns // 16) * 16, FAMILIES["handlens-mini"].query_num)
-
-
-def cut_pictures(image: Image.Image, plan: SlicePlan) -> list[Image.Image]:
-    """The slices of a plan as pictures, resized as `images.cut` does it."""
-    pictures = [resize(image, plan.overview)]
-    if plan.grid:
-        refined = resize(image, plan.refined)
-        (cols, rows), (width, height) = plan.grid, plan.cell
-        corners = [(col * width, row * height) for row in range(rows) for col in range(cols)]
-        pictures += [refined.crop((x, y, x + width, y + height)) for x, y in corners]
-    return pictures
 
 
 def _windows(plan: SlicePlan, width: int, height: int):
