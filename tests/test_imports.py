@@ -31,7 +31,20 @@ FLOORS = {
     "cpu": {"cpu", "backend", "config", "errors", "gguf", "images", "positions"},
     "engine": {"engine", "atomic", "backend", "config", "errors", "images", "processor"},
     "shards": {"gguf"},
-    "quant": {"quant", "atomic", "chat", "conversion", "cpu", "decode", "engine", "errors", "gguf"},
+    "quant": {
+        "quant",
+        "atomic",
+        "chat",
+        "conversion",
+        "cpu",
+        "decode",
+        "engine",
+        "errors",
+        "gguf",
+        "measure",
+        "proof",
+        "weights",
+    },
     # `model` only when torch is asked for; see test_every_module_imports_without_torch_or_transformers.
     "weights": {"checkpoint", "config", "cpu", "engine", "errors", "gguf", "model", "tokenizer"},
     "proof": {
@@ -89,7 +102,11 @@ TORCH = {
 }
 DOORS = {"cli", "__main__"}
 #: What extras bring, imported by the functions that need it: floor -> packages.
-EXTRAS = {"data": {"faker", "fontTools", "matplotlib", "msgpack", "resvg_py"}, "eval": {"rapidfuzz", "rapidocr"}}
+EXTRAS = {
+    "data": {"faker", "fontTools", "matplotlib", "msgpack", "resvg_py"},
+    "eval": {"rapidfuzz", "rapidocr"},
+    "quant": {"matplotlib"},
+}
 CORE = {"numpy", "PIL", "tokenizers", "safetensors", "typer", "rich", "click"}
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, bench, check, converse, convert, data, export, info, joining, quantize, read
+from handlens.cli import ask, bench, card, check, converse, convert, data, export, info, joining, quantize, read
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -36,6 +36,7 @@ for name, command, examples in (
     ("check", check.check_model, check.EXAMPLES),
     ("convert", convert.convert_model, convert.EXAMPLES),
     ("quantize", quantize.quantize, quantize.EXAMPLES),
+    ("card", card.make_card, card.EXAMPLES),
     ("join", joining.join_files, joining.EXAMPLES),
     ("split", joining.split_file, joining.SPLIT_EXAMPLES),
     ("seal", check.seal_model, check.SEAL_EXAMPLES),

@@ -164,6 +164,12 @@ def _largest(tensor: Tensor) -> float:
     return largest / (total / (rows * columns)) ** 0.5 if total else 0.0
 
 
+def worst_error(opened: Opened, tell: Tell = lambda what: None) -> float:
+    """The largest error of a stage of the fast arithmetic, as `check` judges it."""
+    slow, fast = truth(opened.config, *opened.tensors), _fast(opened)
+    return max(finding.number for finding in _arithmetic(opened, slow, fast, tell))
+
+
 def _arithmetic(opened: Opened, slow: Parts, fast: Parts, tell: Tell) -> Iterator[Finding]:
     """The fast arithmetic of each stage beside numpy. Of a large language model the ends are judged."""
     for file in opened.files:
