@@ -119,7 +119,8 @@ struct Q4_1 {
 struct Q5_1 {
     static constexpr size_t nbytes = 24;
     static constexpr int highest = 31;
-    static constexpr std::array clips{-0.5f, -0.25f, 0.0f, 0.25f, 0.5f, 0.75f, 1.0f};
+    // The first puts what was Q4_1 on every second code, so that nothing gets lost.
+    static constexpr std::array clips{-31.0f / 30.0f, -0.5f, -0.25f, 0.0f, 0.25f, 0.5f, 0.75f, 1.0f};
     static void put(uint8_t* out, float scale, float offset, const uint8_t* codes) {
         put_half(out, scale);
         put_half(out + 2, offset);

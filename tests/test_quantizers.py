@@ -144,6 +144,12 @@ def test_one_number_among_zeros_is_kept(type):
     np.testing.assert_allclose(BLOCKS[type].dequantize(encode(type, x)), x, atol=0.05)
 
 
+@pytest.mark.parametrize("importance", [None, uneven_importance()])
+def test_what_was_q4_1_loses_little_as_q5_1(importance):
+    x = BLOCKS["Q4_1"].dequantize(encode("Q4_1", normal()))
+    assert loss(x, encode("Q5_1", x, importance), "Q5_1") < 0.05 * LOSSES["Q5_1"]
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_numbers_too_small_for_float16_become_zeros(type):
     assert not BLOCKS[type].dequantize(encode(type, normal(2, 256) * np.float32(1e-12))).any()

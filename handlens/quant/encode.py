@@ -44,6 +44,8 @@ _REACHES = {
 #: How many steps of a part's range are clipped on either side.
 _CLIPS = {
     "Q4_1": (-0.5, -0.25, 0, 0.25, 0.5, 0.75, 1),
+    # The first puts what was Q4_1 on every second code, so that nothing gets lost.
+    "Q5_1": (np.float32(-31) / np.float32(30), -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1),
     "Q2_K": (-0.3, -0.1, 0.1, 0.2, 0.3, 0.5),
     "Q4_K": (-0.4, 0, 0.4, 0.8),
 }
@@ -132,7 +134,9 @@ def _iq4_nl(x: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
 # 32 numbers, a scale and an offset
 
 
-def _lines(x: np.ndarray, w: np.ndarray, highest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _lines(
+    x: np.ndarray, w: np.ndarray, highest: int, clips: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scales [n] and offsets [n] that float16 can hold, and the codes [32, n].
 
     Numbers are taken from the highest on, so that offsets are never above 0.
@@ -140,7 +144,7 @@ def _lines(x: np.ndarray, w: np.ndarray, highest: int) -> tuple[np.ndarray, np.n
     top = x.max(axis=0)
     shifted = x - top
     weights, numbers = total(w), total(w * shifted)
-    line = search_line(shifted, w, highest, _CLIPS["Q4_1"])
+    line = search_line(shifted, w, highest, clips)
     best_scale, best_offset = np.zeros((2, *top.shape), np.float32)
     error = np.full(top.shape, _INFINITY)
     for _ in range(ROUNDS):
@@ -156,12 +160,12 @@ def _lines(x: np.ndarray, w: np.ndarray, highest: int) -> tuple[np.ndarray, np.n
 
 
 def _q4_1(x: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
-    scale, offset, codes = _lines(x, w, 15)
+    scale, offset, codes = _lines(x, w, 15, _CLIPS["Q4_1"])
     return {"d": scale, "m": offset, "qs": _packed(codes, 4, 16)}
 
 
 def _q5_1(x: np.ndarray, w: np.ndarray) -> dict[str, np.ndarray]:
-    scale, offset, codes = _lines(x, w, 31)
+    scale, offset, codes = _lines(x, w, 31, _CLIPS["Q5_1"])
     return {"d": scale, "m": offset, "qh": _packed(_above(codes, 4), 1, 1), "qs": _packed(codes, 4, 16)}
 
 

@@ -1,0 +1,1 @@
+"""Measuring a model: suites of questions about images, and the scores of its answers."""

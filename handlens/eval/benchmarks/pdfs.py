@@ -1,0 +1,147 @@
+"""Blocks of lines out of real PDFs with a text layer: manuals in Debian packages, drawn by pdftoppm. Never shipped."""
+
+import gzip
+import io
+import shutil
+import subprocess
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from handlens.data import packages as clients
+from handlens.data.alphabets import characters
+from handlens.data.sources import Sources, pick
+from handlens.eval.benchmarks.lines import SCRIPTS, read
+from handlens.eval.metrics import LIGATURES, character_errors, unmarked
+from handlens.eval.suite import Bar, Drawn, Item, Missing, Scores, Suite, seeded
+
+#: Debian package, file, language. None of them is among the packages that training text comes from.
+DOCUMENTS = (
+    ("debian-policy", "**/policy.pdf.gz", "en"),
+    ("debian-faq", "**/debian-faq.en.pdf.gz", "en"),
+    ("glpk-doc", "**/glpk.pdf", "en"),
+    ("debian-faq-de", "**/debian-faq.de.pdf.gz", "de"),
+    ("debian-faq-fr", "**/debian-faq.fr.pdf.gz", "fr"),
+    ("debian-faq-it", "**/debian-faq.it.pdf.gz", "it"),
+    ("glpk-doc", "**/gmpl_es.pdf", "es"),
+    ("glpk-doc", "**/gmpl_pt-BR.pdf", "pt"),
+    ("debian-faq-ru", "**/debian-faq.ru.pdf.gz", "ru"),
+)
+#: Pixels of a picture's side at most, and of a line's box.
+WIDEST, LINE = 672, (20, 27)
+MOST_LINES = 12
+
+
+@dataclass(frozen=True)
+class Line:
+    """A printed line: its box in points from the top left of its page, and its text."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    text: str
+
+    @property
+    def middle(self) -> float:
+        return (self.top + self.bottom) / 2
+
+
+def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn]:
+    if lacking := [program for program in ("pdftotext", "pdftoppm", "apt-get", "dpkg") if not shutil.which(program)]:
+        raise Missing(f"{', '.join(lacking)} not found; on Debian: apt-get install poppler-utils")
+    with tempfile.TemporaryDirectory() as folder:
+        documents = []
+        for package, pattern, language in DOCUMENTS:
+            unpacked = clients.unpacked("apt", package, "", packages)
+            path = clients.files(unpacked, [pattern])[0]
+            plain = Path(folder, path.name.removesuffix(".gz"))
+            plain.write_bytes(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+            documents.append((plain, pages(plain), language))
+        for i in range(n):
+            rng = seeded(seed, "pdfs", i)
+            path, found, language = documents[i % len(documents)]
+            while True:
+                number = int(rng.integers(len(found)))
+                chosen = block(rng, found[number], language)
+                if chosen:
+                    break
+            text = "\n".join(line.text for line in chosen)
+            group = next(script for script, languages in SCRIPTS.items() if language in languages)
+            yield Drawn(cut(rng, path, number, found[number], chosen), read(language), text, group, language)
+
+
+def pages(path: Path) -> list[list[Line]]:
+    """The lines of each page, in reading order."""
+    ran = subprocess.run(["pdftotext", "-bbox-layout", str(path), "-"], capture_output=True, check=True)
+    # Control characters, which some text layers hold, are not XML.
+    text = bytes(byte for byte in ran.stdout if byte >= 32 or byte in b"\n\t")
+    tree = ElementTree.fromstring(text)
+    return [[_line(line) for line in _all(page, "line")] for page in _all(tree, "page")]
+
+
+def _all(element: ElementTree.Element, name: str) -> Iterator[ElementTree.Element]:
+    return element.iter(f"{{http://www.w3.org/1999/xhtml}}{name}")
+
+
+def _line(element: ElementTree.Element) -> Line:
+    box = (float(element.attrib[key]) for key in ("xMin", "yMin", "xMax", "yMax"))
+    return Line(*box, " ".join(word.text or "" for word in _all(element, "word")).translate(LIGATURES))
+
+
+def block(rng: np.random.Generator, lines: Sequence[Line], language: str) -> list[Line]:
+    """Some lines one below the other, of plain text; [] where the page has none at the place that was drawn."""
+    if len(lines) < 4:
+        return []
+    start = int(rng.integers(len(lines) - 2))
+    chosen = list(lines[start : start + int(rng.integers(2, MOST_LINES + 1))])
+    steps = [below.middle - above.middle for above, below in zip(chosen, chosen[1:])]
+    sizes = [line.bottom - line.top for line in chosen]
+    top, bottom = chosen[0].middle, chosen[-1].middle
+    others = [line for line in lines if line not in chosen and top - 4 < line.middle < bottom + 4]
+    text = "".join(line.text for line in chosen).replace(" ", "")
+    plain = set(text) <= characters(language) and ". . ." not in " ".join(line.text for line in chosen)
+    fits = not others and len(steps) > 0 and min(steps) > 0.5 * max(sizes) and max(steps) < 4 * min(sizes)
+    letters = sum(map(str.isalpha, text)) > 0.7 * len(text)
+    return chosen if plain and fits and letters and max(sizes) < 1.7 * min(sizes) else []
+
+
+def cut(
+    rng: np.random.Generator, path: Path, number: int, lines: Sequence[Line], chosen: Sequence[Line]
+) -> np.ndarray:
+    """The picture of the lines: as large as its lines are high, or as WIDEST allows."""
+    above = max((line.middle for line in lines if line.middle < chosen[0].middle), default=0)
+    below = min((line.middle for line in lines if line.middle > chosen[-1].middle), default=10_000)
+    top = max(chosen[0].top - 3, (above + chosen[0].middle) / 2)
+    bottom = min(chosen[-1].bottom + 3, (below + chosen[-1].middle) / 2)
+    left, right = min(line.left for line in chosen) - 6, max(line.right for line in chosen) + 6
+    high = float(np.median([line.bottom - line.top for line in chosen]))
+    scale = min(rng.uniform(*LINE) / high, WIDEST / (right - left))
+    x, y, width, height = (round(side * scale) for side in (left, top, right - left, bottom - top))
+    box = [f"-{name}{value}" for name, value in zip("xyWH", (max(x, 0), max(y, 0), width, height))]
+    page = str(number + 1)
+    command = ["pdftoppm", "-r", f"{72 * scale:.3f}", "-f", page, "-l", page, *box, str(path)]
+    ran = subprocess.run(command, capture_output=True, check=True)
+    with Image.open(io.BytesIO(ran.stdout)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def score(item: Item, answer: str) -> Scores:
+    return {"CER": character_errors(unmarked(item.truth), unmarked(answer))}
+
+
+SUITE = Suite(
+    name="pdfs",
+    about="blocks of lines out of real PDFs (Debian manuals)",
+    score=score,
+    measures={"CER": "less"},
+    bars=(Bar("CER", "", 0.10, 0.25),),
+    max_new_tokens=512,
+    peers="text",
+    build=build,
+)
