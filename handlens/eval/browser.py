@@ -71,13 +71,13 @@ class Browser:
             self._process.wait()
         self._profile.cleanup()
 
-    def draw(self, html: str, width: int, script: str = "null") -> tuple[np.ndarray, Any]:
-        """The page, as wide as told and as high as it is, uint8 [H, W, 3]; and what the script in it returns, which
+    def draw(self, html: str, width: int, script: str = "() => null") -> tuple[np.ndarray, Any]:
+        """The page, as wide as told and as high as it is, uint8 [H, W, 3]; and what the function `script` returns, which
         runs when the page is laid out and may still change it."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=10, deviceScaleFactor=1, mobile=False)
         self._call("Page.setDocumentContent", frameId=self._frame, html=html)
         inside = (
-            f"document.fonts.ready.then(() => {{ const told = (() => {script})(); return [told,"
+            f"document.fonts.ready.then(() => {{ const told = ({script})(); return [told,"
             " Math.ceil(document.documentElement.getBoundingClientRect().height)]; })"
         )
         result = self._call("Runtime.evaluate", expression=inside, awaitPromise=True, returnByValue=True)

@@ -94,19 +94,42 @@ def _observe(backend: Any, sums: _Sums) -> None:
     """Puts functions that note their inputs in the place of the linear layers of a `cpu.backend.CpuBackend`."""
     parts = [backend.llama] + ([backend.tower, backend.resampler] if backend.config.vision else [])
     names = {id(weight): name for name, weight in _matrices(backend)}
+
+    def note(x: np.ndarray, *layers: tuple) -> None:
+        for weight, *_ in layers:
+            if id(weight) in names:
+                sums.add(names[id(weight)], x)
+
     for part in parts:
-        ops = part.ops
+        part.ops = _observed(part.ops, note)
 
-        def linears(x: np.ndarray, *layers: tuple, ops=ops) -> list[np.ndarray]:
-            for weight, *_ in layers:
-                if id(weight) in names:
-                    sums.add(names[id(weight)], x)
-            return ops.linears(x, *layers)
 
-        def linear(x: np.ndarray, weight: Any, bias: Any = None, observed=linears) -> np.ndarray:
-            return observed(x, (weight, bias))[0]
+def _observed(ops: Any, note: Callable[..., None]) -> SimpleNamespace:
+    """The functions of `ops`, of which those with linear layers tell `note` what each layer is given."""
 
-        part.ops = SimpleNamespace(**{**vars(ops), "linears": linears, "linear": linear})
+    def linear(x: np.ndarray, weight: Any, *rest: Any, **options: Any) -> np.ndarray:
+        note(x, (weight,))
+        return ops.linear(x, weight, *rest, **options)
+
+    def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
+        note(x, *layers)
+        return ops.linears(x, *layers)
+
+    def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+        normalise = ops.layer_norm if len(norm) == 2 else ops.rms_norm
+        note(normalise(x, *norm, eps), *layers)
+        return ops.norm_linears(x, norm, eps, *layers)
+
+    def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
+        note(getattr(ops, activation)(x), layer)
+        return ops.activated_linear(x, activation, layer, residual)
+
+    def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
+        note(ops.silu(gate) * up, layer)
+        return ops.swiglu_linear(gate, up, layer, residual)
+
+    observers = linear, linears, norm_linears, activated_linear, swiglu_linear
+    return SimpleNamespace(**vars(ops) | {observer.__name__: observer for observer in observers})
 
 
 def _matrices(backend: Any) -> Iterator[tuple[str, Any]]:

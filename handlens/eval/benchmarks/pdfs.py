@@ -123,10 +123,10 @@ def cut(
     high = float(np.median([line.bottom - line.top for line in chosen]))
     scale = min(rng.uniform(*LINE) / high, WIDEST / (right - left))
     x, y, width, height = (round(side * scale) for side in (left, top, right - left, bottom - top))
-    box = [f"-{name}{value}" for name, value in zip("xyWH", (max(x, 0), max(y, 0), width, height))]
+    box = [part for name, value in zip("xyWH", (max(x, 0), max(y, 0), width, height)) for part in (f"-{name}", str(value))]
     page = str(number + 1)
     command = ["pdftoppm", "-r", f"{72 * scale:.3f}", "-f", page, "-l", page, *box, str(path)]
-    ran = subprocess.run(command, capture_output=True, check=True)
+    ran = subprocess.run(command, capture_output=True, check=True)  # a PPM image
     with Image.open(io.BytesIO(ran.stdout)) as image:
         return np.asarray(image.convert("RGB"))
 
