@@ -58,10 +58,15 @@ private:
     void turn_keys(size_t key, float* to) {
         const float* from = a.keys + kv_head * a.key_head + key * a.key_step;
         const size_t here = std::min(kLanes, seen - key);
-        size_t c = 0;
-        if (here == kLanes)
-            for (; c + kLanes <= a.width; c += kLanes) transpose(from + c, a.key_step, to + c * kLanes);
-        for (; c < a.width; c++)
+        if (here == kLanes && a.width >= kLanes) {
+            // The last columns that fill a register may have been turned before.
+            for (size_t c = 0; c < a.width; c += kLanes) {
+                const size_t column = std::min(c, a.width - kLanes);
+                transpose(from + column, a.key_step, to + column * kLanes);
+            }
+            return;
+        }
+        for (size_t c = 0; c < a.width; c++)
             for (size_t i = 0; i < kLanes; i++) to[c * kLanes + i] = i < here ? from[i * a.key_step + c] : 0;
     }
 
