@@ -1,8 +1,10 @@
 #include "pack.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "half.h"
 
@@ -52,34 +54,38 @@ void write_scales(Layout layout, const BlockScales& from, size_t interleave, siz
     }
 }
 
-float number_at(Layout layout, const uint8_t* row, size_t column) {
-    if (layout == Layout::f16) return from_half(row + 2 * column);
-    if (layout == Layout::bf16) return widened(BrainFloat{static_cast<uint16_t>(row[2 * column] | row[2 * column + 1] << 8)});
-    float number;
-    std::memcpy(&number, row + 4 * column, 4);
-    return number;
+template <class Number>
+void widen(const uint8_t* row, size_t count, float* numbers) {
+    for (size_t i = 0; i < count; i++) {
+        Number number;
+        std::memcpy(&number, row + i * sizeof number, sizeof number);
+        numbers[i] = widened(number);
+    }
 }
 
 // A row of numbers as int8 with one scale; a row with something that is no finite number gets a scale that is none.
 void write_int8_row(const Source& source, const Weights& shape, const uint8_t* row, size_t r, uint8_t* codes,
                     uint8_t* scales) {
-    std::vector<float> numbers(shape.groups() * kGroup);
-    float largest = 0;
-    bool finite = true;
-    for (size_t c = 0; c < shape.columns; c++) {
-        numbers[c] = number_at(source.layout, row, c);
-        finite = finite && std::isfinite(numbers[c]);
-        largest = std::max(largest, std::fabs(numbers[c]));
-    }
+    thread_local std::vector<float> numbers;
+    numbers.assign(shape.groups() * kGroup, 0.0f);
+    if (source.layout == Layout::f32) widen<float>(row, shape.columns, numbers.data());
+    if (source.layout == Layout::f16) widen<Half>(row, shape.columns, numbers.data());
+    if (source.layout == Layout::bf16) widen<BrainFloat>(row, shape.columns, numbers.data());
+    int32_t bits = 0;  // of the largest magnitude, which floats and their bits order alike
+    for (const float number : numbers) bits = std::max(bits, std::bit_cast<int32_t>(number) & 0x7fffffff);
+    const float largest = std::bit_cast<float>(bits);
+    const bool finite = std::isfinite(largest);
     // Below this one over the scale would be infinite.
     const bool zero = !finite || largest < 1e-30f;
     const float scale = !finite ? __builtin_nanf("") : zero ? 0 : largest / 127;
     std::memcpy(scales + 4 * r, &scale, 4);
+    const float inverse = zero ? 0 : 127 / largest;
+    constexpr float kRounder = 12582912;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     for (size_t g = 0; g < shape.groups(); g++) {
         uint8_t of_group[kGroup];
         for (size_t i = 0; i < kGroup; i++) {
-            const float value = zero ? 0 : std::nearbyint(numbers[g * kGroup + i] * (127 / largest));
-            of_group[i] = static_cast<uint8_t>(static_cast<int>(value) + 128);
+            const float number = finite ? numbers[g * kGroup + i] : 0;
+            of_group[i] = static_cast<uint8_t>(std::bit_cast<int32_t>(number * inverse + (kRounder + 128)));
         }
         write_codes(Layout::q8_row, of_group, shape.interleave, r, codes + g * shape.interleave * kGroup);
     }

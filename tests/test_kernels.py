@@ -123,7 +123,9 @@ def scales_of(tensor: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
     elif tensor.type == "Q6_K":
         factors = b["scales"]
     elif tensor.type == "IQ4_XS":
-        factors = (blocks._unpack(b["scales_l"], 4, 1) | blocks._unpack(b["scales_h"], 2, 1) << 4).astype(np.float32) - 32
+        factors = (blocks._unpack(b["scales_l"], 4, 1) | blocks._unpack(b["scales_h"], 2, 1) << 4).astype(
+            np.float32
+        ) - 32
     elif tensor.type == "IQ3_XXS":
         factors = ((b["signs_and_scales"] >> 28) + 0.5).astype(np.float32) / 2
     elif tensor.type == "IQ3_S":
@@ -366,33 +368,6 @@ def test_wrong_input_raises_at_the_boundary():
     for grid in (None, np.full((512, 4), 1, np.uint8), np.full((256, 4), 5, np.uint8)):
         with pytest.raises(ValueError, match="grid"):
             native.Packed("IQ3_XXS", 4, 256, "scalar").fill(random_tensor("IQ3_XXS", 4, 256).data, grid=grid)
-
-
-@needs_native
-@pytest.mark.parametrize("isa", isas())
-def test_packed_memory_can_be_given_back_to_a_new_weight(isa):
-    x = activations(3, 256)
-    for name in ("Q4_0", "IQ3_S", "Q6_K", "F16"):
-        tensor = random_tensor(name, 33, 256) if name in QUANTIZED else Tensor.from_array(activations(33, 256), name)
-        weight = ops.pack(tensor, isa)
-        held = np.zeros(weight.packed.nbytes + 128, np.uint8)
-        held = held[-held.ctypes.data % 64 :][: weight.packed.nbytes]
-        held[:] = weight.packed.memory
-        again = ops.native.Packed(name, 33, 256, isa, memory=held)
-        np.testing.assert_array_equal(ops.linear(x, ops.PackedWeight(tensor, again)), ops.linear(x, weight))
-        with pytest.raises(ValueError, match="not filled"):
-            again.fill(tensor.data)
-        for wrong in (held[:-64], np.concatenate([held, held])[1 : 1 + len(held)]):
-            with pytest.raises(ValueError, match=f"takes {len(held)} bytes"):
-                ops.native.Packed(name, 33, 256, isa, memory=wrong)
-
-
-@needs_native
-def test_a_large_matrix_is_packed_in_steps(monkeypatch):
-    tensor = random_tensor("Q5_K", 100, 256)
-    whole = ops.pack(tensor).packed.memory
-    monkeypatch.setattr(ops, "STEP_NUMBERS", 1 << 13)
-    np.testing.assert_array_equal(ops.pack(tensor).packed.memory, whole)
 
 
 @needs_native

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from handlens.cpu import reference
+from handlens.cpu.memory import let_go
 from handlens.cpu.reference import (  # noqa: F401
     dense,
     embedding,
@@ -64,7 +65,8 @@ Weight = reference.Weight | PackedWeight
 
 
 def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> PackedWeight:
-    """A weight for linear layers and `embedding`. This is done once, when a model is loaded.
+    """A weight for linear layers and `embedding`. This is done once, when a model is loaded. The pages of a mapped file
+    that were packed are given up, so that a model is not in memory twice.
 
     By default the type decides: float numbers are multiplied in float32, quantised ones in int8. With the precision
     "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32.
@@ -83,6 +85,7 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
     for start in range(0, len(data), step):
         rows = np.ascontiguousarray(data[start : start + step])
         packed.fill(BLOCKS[tensor.type].dequantize(rows).view(np.uint8) if as_float else rows, start, grid)
+        let_go(rows)
     return PackedWeight(tensor, packed)
 
 
