@@ -1,11 +1,12 @@
 // AVX2 with FMA: 8 rows a register. There is no dot product of four bytes, but pairs go to 16 bits and pairs of these to
-// 32. Codes of 4 and 6 bits cannot overflow the 16 bits. Codes of 8 bits could, so they are made signed again and their sign is moved
-// to the activation: 128 * 127 * 2 just fits.
+// 32. Codes of four to six bits cannot overflow the 16 bits. Codes of eight bits could, so they are made signed again and
+// their sign is moved to the activation: 128 * 127 * 2 just fits.
 #include <immintrin.h>
 
 #include <algorithm>
 
 #include "kernels.h"
+#include "steps.h"
 
 namespace handlens {
 namespace {
@@ -39,53 +40,69 @@ __m256i add_products(__m256i total, __m256i codes, __m256i values) {
     return _mm256_add_epi32(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+// The codes of one step of a group; `levels` is the table of four-bit codes, where the layout has one. Codes of eight bits
+// come with a sign.
+template <Layout L, int Step>
+__m256i codes_of(const uint8_t* group, __m256i levels) {
+    constexpr Codes kCodes = form(L).codes;
+    if constexpr (kCodes == Codes::bytes) return _mm256_xor_si256(load(group + Step * 32), _mm256_set1_epi8(-128));
+    __m256i four = load(group + Step % 4 * 32);
+    if constexpr (Step >= 4) four = _mm256_srli_epi16(four, 4);
+    four = _mm256_and_si256(four, _mm256_set1_epi8(15));
+    if constexpr (kCodes == Codes::levels) return _mm256_shuffle_epi8(levels, four);
+    if constexpr (kCodes == Codes::five || kCodes == Codes::six) {
+        constexpr bool kSix = kCodes == Codes::six;
+        constexpr int kShift = kSix ? 4 - Step % 4 * 2 : 4 - Step;  // to the left
+        __m256i upper = load(group + 128 + (kSix ? Step / 4 * 32 : 0));
+        if constexpr (kShift > 0) upper = _mm256_slli_epi16(upper, kShift);
+        if constexpr (kShift < 0) upper = _mm256_srli_epi16(upper, -kShift);
+        return _mm256_or_si256(four, _mm256_and_si256(upper, _mm256_set1_epi8(kSix ? 48 : 16)));
+    }
+    return four;
+}
+
 // T tokens times one block, through all columns.
 template <Layout L, int T>
 void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
-    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
-    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
-    const uint8_t* codes = w.codes + block * groups * code_bytes;
+    constexpr Form kForm = form(L);
+    constexpr int kParts = kForm.parts;
+    constexpr bool kSigned = kForm.codes == Codes::bytes || kForm.codes == Codes::levels;
+    constexpr size_t kGroupBytes = kRows * row_code_bytes(L);
+    const size_t groups = x.groups;
+    const uint8_t* codes = w.codes + block * groups * kGroupBytes;
     const uint8_t* scales = w.scales + block * w.scale_bytes();
     const int8_t* values = x.values + token * groups * kGroup;
     const size_t first = token * groups;
+    __m256i levels = _mm256_setzero_si256();
+    if constexpr (kForm.codes == Codes::levels)
+        levels = _mm256_xor_si256(
+            _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm256_set1_epi8(-128));
     __m256 total[T];
     for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, codes += code_bytes) {
+    for (size_t g = 0; g < groups; g++, codes += kGroupBytes) {
         const int8_t* group_values = values + g * kGroup;
-        for (int half = 0; half < kHalves; half++) {
+        for (int part = 0; part < kParts; part++) {
             __m256i dot[T];
             for (int t = 0; t < T; t++) {
                 const size_t at = first + t * groups + g;
                 dot[t] = _mm256_setzero_si256();
-                if constexpr (L == Layout::q4) dot[t] = _mm256_set1_epi32(x.offsets[at]);
-                if constexpr (L == Layout::q6_k) dot[t] = _mm256_set1_epi32(4 * x.half_offsets[2 * at + half]);
+                if constexpr (kForm.offset != 0 && !kSigned)
+                    dot[t] = _mm256_set1_epi32(kForm.offset / 8 * (kParts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at]));
             }
-            if constexpr (nibbles(L)) {
-                const __m256i mask = _mm256_set1_epi8(15);
-                for (int step = 0; step < 4; step++) {
-                    const __m256i both = load(codes + step * 32);
-                    const __m256i low = _mm256_and_si256(both, mask);
-                    const __m256i high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-                    for (int t = 0; t < T; t++) {
-                        const int8_t* at = group_values + t * groups * kGroup + step * 4;
-                        dot[t] = add_products(dot[t], low, four_values(at));
-                        dot[t] = add_products(dot[t], high, four_values(at + 16));
-                    }
+            const auto add_step = [&](auto step) __attribute__((always_inline)) {
+                const __m256i code = codes_of<L, step>(codes, levels);
+                const __m256i magnitude = kSigned ? _mm256_abs_epi8(code) : code;
+                for (int t = 0; t < T; t++) {
+                    const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
+                    dot[t] = add_products(dot[t], magnitude, kSigned ? _mm256_sign_epi8(value, code) : value);
                 }
-            } else {
-                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
-                    const __m256i code = load(codes + step * 32);
-                    const __m256i with_sign = _mm256_xor_si256(code, _mm256_set1_epi8(-128));
-                    const __m256i magnitude = _mm256_abs_epi8(with_sign);
-                    for (int t = 0; t < T; t++) {
-                        const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
-                        if constexpr (L == Layout::q8 || L == Layout::q8_row)
-                            dot[t] = add_products(dot[t], magnitude, _mm256_sign_epi8(value, with_sign));
-                        else
-                            dot[t] = add_products(dot[t], code, value);
-                    }
-                }
-            }
+            };
+            if constexpr (kParts == 1)
+                for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
+            else if (part == 0)
+                for_steps<0, 1, 2, 3>(add_step);
+            else
+                for_steps<4, 5, 6, 7>(add_step);
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++)
                     total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]),
@@ -93,23 +110,24 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                 continue;
             }
             __m256 scale, minimum;
-            const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
-            if constexpr (L == Layout::q4_k) {
-                const uint8_t* at = scales + superblock * 20;
-                scale = _mm256_mul_ps(halves(at), bytes(at + kRows * 4 + in));
-                minimum = _mm256_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
-            } else if constexpr (L == Layout::q6_k) {
-                const uint8_t* at = scales + superblock * 18;
-                scale = _mm256_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+            const uint8_t* run = scales + g / scale_groups(L) * kRows * row_scale_bytes(L);
+            const size_t factor = (g % kGroupsPerSuperblock * kParts + part) * kRows;
+            if constexpr (kForm.scales == Scales::minima) {
+                scale = _mm256_mul_ps(halves(run), bytes(run + kRows * 4 + factor));
+                minimum = _mm256_mul_ps(halves(run + kRows * 2), bytes(run + kRows * (4 + 8 * kParts) + factor));
+            } else if constexpr (kForm.scales == Scales::factors) {
+                scale = _mm256_mul_ps(_mm256_loadu_ps(reinterpret_cast<const float*>(run)),
+                                      signed_bytes(run + kRows * 4 + factor));
             } else {
-                scale = halves(scales + g * kRows * 2);
+                scale = halves(run);
+                if constexpr (kForm.scales == Scales::pair) minimum = halves(run + kRows * 2);
             }
             for (int t = 0; t < T; t++) {
                 const size_t at = first + t * groups + g;
                 __m256 product = _mm256_mul_ps(_mm256_cvtepi32_ps(dot[t]), _mm256_set1_ps(x.scales[at]));
                 total[t] = _mm256_fmadd_ps(product, scale, total[t]);
-                if constexpr (L == Layout::q4_k)
-                    total[t] = _mm256_fnmadd_ps(_mm256_set1_ps(x.sums[at]), minimum, total[t]);
+                if constexpr (has_minimum(L))
+                    total[t] = _mm256_fnmadd_ps(_mm256_set1_ps(x.sum(at, kParts, part)), minimum, total[t]);
             }
         }
     }
@@ -147,7 +165,14 @@ void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, 
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q5_k: return multiply_layout<Layout::q5_k>(w, x, rows, blocks, out);
         case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        case Layout::q4_1: return multiply_layout<Layout::q4_1>(w, x, rows, blocks, out);
+        case Layout::q5_1: return multiply_layout<Layout::q5_1>(w, x, rows, blocks, out);
+        case Layout::q2_k: return multiply_layout<Layout::q2_k>(w, x, rows, blocks, out);
+        case Layout::levels: return multiply_layout<Layout::levels>(w, x, rows, blocks, out);
+        case Layout::levels_k: return multiply_layout<Layout::levels_k>(w, x, rows, blocks, out);
+        case Layout::levels_half: return multiply_layout<Layout::levels_half>(w, x, rows, blocks, out);
         default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }

@@ -3,8 +3,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 
 #include "kernels.h"
+#include "steps.h"
 
 namespace handlens {
 namespace {
@@ -30,16 +32,41 @@ __m512i four_values(const int8_t* at) {
     return _mm512_set1_epi32(word);
 }
 
+// The codes of one step of a group; `levels` is the table of four-bit codes, where the layout has one.
+template <Layout L, int Step>
+__m512i codes_of(const uint8_t* group, __m512i levels) {
+    constexpr Codes kCodes = form(L).codes;
+    if constexpr (kCodes == Codes::bytes) return _mm512_load_si512(group + Step * 64);
+    __m512i four = _mm512_load_si512(group + Step % 4 * 64);
+    if constexpr (Step >= 4) four = _mm512_srli_epi16(four, 4);
+    four = _mm512_and_si512(four, _mm512_set1_epi8(15));
+    if constexpr (kCodes == Codes::levels) return _mm512_shuffle_epi8(levels, four);
+    if constexpr (kCodes == Codes::five || kCodes == Codes::six) {
+        constexpr bool kSix = kCodes == Codes::six;
+        constexpr int kShift = kSix ? 4 - Step % 4 * 2 : 4 - Step;  // to the left
+        __m512i upper = _mm512_load_si512(group + 256 + (kSix ? Step / 4 * 64 : 0));
+        if constexpr (kShift > 0) upper = _mm512_slli_epi16(upper, kShift);
+        if constexpr (kShift < 0) upper = _mm512_srli_epi16(upper, -kShift);
+        return _mm512_ternarylogic_epi32(four, upper, _mm512_set1_epi8(kSix ? 48 : 16), 0xf8);  // four | (upper & mask)
+    }
+    return four;
+}
+
 // T tokens times B blocks, through all columns.
 template <Layout L, int T, int B>
 void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
-    constexpr int kHalves = L == Layout::q6_k ? 2 : 1;
-    const size_t groups = x.groups, code_bytes = kRows * (nibbles(L) ? 16 : 32);
-    const uint8_t* codes = w.codes + block * groups * code_bytes;
+    constexpr Form kForm = form(L);
+    constexpr int kParts = kForm.parts;
+    constexpr size_t kGroupBytes = kRows * row_code_bytes(L);
+    const size_t groups = x.groups;
+    const uint8_t* codes = w.codes + block * groups * kGroupBytes;
     const uint8_t* scales = w.scales + block * w.scale_bytes();
-    const size_t next_codes = groups * code_bytes, next_scales = w.scale_bytes();
+    const size_t next_codes = groups * kGroupBytes, next_scales = w.scale_bytes();
     const int8_t* values = x.values + token * groups * kGroup;
     const size_t first = token * groups;
+    __m512i levels = _mm512_setzero_si512();
+    if constexpr (kForm.codes == Codes::levels)
+        levels = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.levels)));
     __m512 total[T][B];
     for (int t = 0; t < T; t++)
         for (int b = 0; b < B; b++) {
@@ -50,48 +77,32 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
         }
     for (size_t g = 0; g < groups; g++) {
         const int8_t* group_values = values + g * kGroup;
-        for (int half = 0; half < kHalves; half++) {
+        for (int part = 0; part < kParts; part++) {
             __m512i dot[T][B];
             for (int t = 0; t < T; t++) {
                 const size_t at = first + t * groups + g;
                 __m512i start = _mm512_setzero_si512();
-                if constexpr (L == Layout::q4) start = _mm512_set1_epi32(x.offsets[at]);
-                if constexpr (L == Layout::q8 || L == Layout::q8_row) start = _mm512_slli_epi32(_mm512_set1_epi32(x.offsets[at]), 4);
-                if constexpr (L == Layout::q6_k)
-                    start = _mm512_slli_epi32(_mm512_set1_epi32(x.half_offsets[2 * at + half]), 2);
+                if constexpr (kForm.offset != 0) {
+                    const int32_t eights = kParts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at];
+                    start = _mm512_slli_epi32(_mm512_set1_epi32(eights), std::countr_zero(kForm.offset / 8u));
+                }
                 for (int b = 0; b < B; b++) dot[t][b] = start;
             }
-            if constexpr (nibbles(L)) {
-                const __m512i mask = _mm512_set1_epi8(15);
-#pragma GCC unroll 4
-                for (int step = 0; step < 4; step++) {
-                    __m512i low[B], high[B];
-                    for (int b = 0; b < B; b++) {
-                        __m512i both = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
-                        low[b] = _mm512_and_si512(both, mask);
-                        high[b] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
-                    }
-                    for (int t = 0; t < T; t++) {
-                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], low[b], value);
-                    }
-                    for (int t = 0; t < T; t++) {
-                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4 + 16);
-                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], high[b], value);
-                    }
+            const auto add_step = [&](auto step) __attribute__((always_inline)) {
+                __m512i code[B];
+                for (int b = 0; b < B; b++)
+                    code[b] = codes_of<L, step>(codes + b * next_codes + g * kGroupBytes, levels);
+                for (int t = 0; t < T; t++) {
+                    const __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
+                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
                 }
-            } else {
-#pragma GCC unroll 8
-                for (int step = half * 4; step < half * 4 + 8 / kHalves; step++) {
-                    __m512i code[B];
-                    for (int b = 0; b < B; b++)
-                        code[b] = _mm512_load_si512(codes + b * next_codes + g * code_bytes + step * 64);
-                    for (int t = 0; t < T; t++) {
-                        __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
-                    }
-                }
-            }
+            };
+            if constexpr (kParts == 1)
+                for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
+            else if (part == 0)
+                for_steps<0, 1, 2, 3>(add_step);
+            else
+                for_steps<4, 5, 6, 7>(add_step);
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++) {
                     const __m512 scale = _mm512_set1_ps(x.scales[first + t * groups + g]);
@@ -102,24 +113,23 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             }
             for (int b = 0; b < B; b++) {
                 __m512 scale, minimum;
-                const uint8_t* of_block = scales + b * next_scales;
-                const size_t superblock = g / kGroupsPerSuperblock * kRows, in = g % kGroupsPerSuperblock * kRows;
-                if constexpr (L == Layout::q4_k) {
-                    const uint8_t* at = of_block + superblock * 20;
-                    scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + in));
-                    minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * 12 + in));
-                } else if constexpr (L == Layout::q6_k) {
-                    const uint8_t* at = of_block + superblock * 18;
-                    scale = _mm512_mul_ps(halves(at), signed_bytes(at + kRows * 2 + in * 2 + half * kRows));
+                const uint8_t* at = scales + b * next_scales + g / scale_groups(L) * kRows * row_scale_bytes(L);
+                const size_t factor = (g % kGroupsPerSuperblock * kParts + part) * kRows;
+                if constexpr (kForm.scales == Scales::minima) {
+                    scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + factor));
+                    minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * (4 + 8 * kParts) + factor));
+                } else if constexpr (kForm.scales == Scales::factors) {
+                    scale = _mm512_mul_ps(_mm512_loadu_ps(at), signed_bytes(at + kRows * 4 + factor));
                 } else {
-                    scale = halves(of_block + g * kRows * 2);
+                    scale = halves(at);
+                    if constexpr (kForm.scales == Scales::pair) minimum = halves(at + kRows * 2);
                 }
                 for (int t = 0; t < T; t++) {
-                    const size_t at = first + t * groups + g;
-                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[at]));
+                    const size_t row = first + t * groups + g;
+                    __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[row]));
                     total[t][b] = _mm512_fmadd_ps(product, scale, total[t][b]);
-                    if constexpr (L == Layout::q4_k)
-                        total[t][b] = _mm512_fnmadd_ps(_mm512_set1_ps(x.sums[at]), minimum, total[t][b]);
+                    if constexpr (has_minimum(L))
+                        total[t][b] = _mm512_fnmadd_ps(_mm512_set1_ps(x.sum(row, kParts, part)), minimum, total[t][b]);
                 }
             }
         }
@@ -169,7 +179,14 @@ void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, 
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
+        case Layout::q5_k: return multiply_layout<Layout::q5_k>(w, x, rows, blocks, out);
         case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
+        case Layout::q4_1: return multiply_layout<Layout::q4_1>(w, x, rows, blocks, out);
+        case Layout::q5_1: return multiply_layout<Layout::q5_1>(w, x, rows, blocks, out);
+        case Layout::q2_k: return multiply_layout<Layout::q2_k>(w, x, rows, blocks, out);
+        case Layout::levels: return multiply_layout<Layout::levels>(w, x, rows, blocks, out);
+        case Layout::levels_k: return multiply_layout<Layout::levels_k>(w, x, rows, blocks, out);
+        case Layout::levels_half: return multiply_layout<Layout::levels_half>(w, x, rows, blocks, out);
         default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
     }
 }

@@ -2,17 +2,16 @@
 // set.
 //
 // A linear layer with quantised weights is computed in integers. A group is 32 neighbouring columns (the last is filled up
-// with zeros); in it a weight is
-//     scale * (code - offset)      (layouts q8 and q4: the offset is 128 or 8)
-//     code - 128                   (layout q8_row; the scale is the row's)
-//     scale * code - minimum       (layout q4_k)
-//     scale * (code - 32)          (layout q6_k, with a scale for each half of the group)
-// with an unsigned code, and an activation is scale * value with a value from -127 to 127. The products of a group are
-// summed exactly in 32 bits, then the float total of an output takes one group after the other, from the first to the
-// last, by the same operations on every instruction set:
+// with zeros); some layouts have other scales for each half of it, 16 columns. In a group, or half, a weight is
+//     scale * (code - offset)
+//     scale * code - minimum
+//     code - offset                    (layout q8_row; the scale is the row's)
+// with an unsigned code, and an activation is scale * value with a value from -127 to 127. The products of a group or half
+// are summed exactly in 32 bits, then the float total of an output takes one after the other, from the first to the last,
+// by the same operations on every instruction set:
 //     total = fma(float(dot) * activation_scale, weight_scale, total)
-//     total = fma(-activation_sum, minimum, total)                       (layout q4_k)
-// q6_k takes each half of a group as the others take a group. q8_row does
+//     total = fma(-activation_sum, minimum, total)                       (where there is a minimum)
+// q8_row does
 //     total = fma(float(dot), activation_scale, total)
 // and at the end total * weight_scale. With float weights (f32, f16, bf16) the total of an output takes one column after
 // the other:
@@ -28,21 +27,83 @@ namespace handlens {
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
 
-enum class Layout { q8, q4, q4_k, q6_k, q8_row, f32, f16, bf16 };
+enum class Layout { q8, q4, q4_k, q5_k, q6_k, q4_1, q5_1, q2_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16 };
 
-constexpr bool is_float(Layout layout) {
-    return layout == Layout::f32 || layout == Layout::f16 || layout == Layout::bf16;
+// How codes are stored: a byte each, or four bits each and the rest of five or six bits behind them. The four bits of
+// `levels` choose from a table of sixteen bytes that the weights bring.
+enum class Codes { bytes, four, five, six, levels };
+// How scales are stored, see below.
+enum class Scales { none, row, half, pair, minima, factors };
+
+struct Form {
+    Codes codes;
+    Scales scales;
+    size_t parts;  // of a group that have their own scales
+    int offset;
+};
+
+constexpr Form form(Layout layout) {
+    switch (layout) {
+        case Layout::q8: return {Codes::bytes, Scales::half, 1, 128};
+        case Layout::q4: return {Codes::four, Scales::half, 1, 8};
+        case Layout::q4_k: return {Codes::four, Scales::minima, 1, 0};
+        case Layout::q5_k: return {Codes::five, Scales::minima, 1, 0};
+        case Layout::q6_k: return {Codes::six, Scales::factors, 2, 32};
+        case Layout::q4_1: return {Codes::four, Scales::pair, 1, 0};
+        case Layout::q5_1: return {Codes::five, Scales::pair, 1, 0};
+        case Layout::q2_k: return {Codes::four, Scales::minima, 2, 0};
+        case Layout::levels: return {Codes::levels, Scales::half, 1, 128};
+        case Layout::levels_k: return {Codes::levels, Scales::factors, 1, 128};
+        case Layout::levels_half: return {Codes::levels, Scales::factors, 2, 128};
+        case Layout::q8_row: return {Codes::bytes, Scales::row, 1, 128};
+        default: return {Codes::bytes, Scales::none, 1, 0};
+    }
 }
-constexpr bool nibbles(Layout layout) { return layout == Layout::q4 || layout == Layout::q4_k; }
+
+constexpr bool is_float(Layout layout) { return form(layout).scales == Scales::none; }
+constexpr bool has_minimum(Layout layout) {
+    return form(layout).scales == Scales::pair || form(layout).scales == Scales::minima;
+}
+
+// Bytes of a row's codes in a group.
+constexpr size_t row_code_bytes(Layout layout) {
+    switch (form(layout).codes) {
+        case Codes::bytes: return 32;
+        case Codes::five: return 20;
+        case Codes::six: return 24;
+        default: return 16;
+    }
+}
+
+// Bytes of a row's scales in a run of groups, and how many groups a run has.
+constexpr size_t row_scale_bytes(Layout layout) {
+    const size_t factors = kGroupsPerSuperblock * form(layout).parts;
+    switch (form(layout).scales) {
+        case Scales::half: return 2;
+        case Scales::pair: return 4;
+        case Scales::minima: return 4 + 2 * factors;
+        case Scales::factors: return 4 + factors;
+        default: return 4;
+    }
+}
+constexpr size_t scale_groups(Layout layout) {
+    return form(layout).scales == Scales::minima || form(layout).scales == Scales::factors ? kGroupsPerSuperblock : 1;
+}
 
 // Rows stand in blocks of `interleave`; the last block is filled up with rows of zeros. Of a group a block holds, for
-// every four columns, the codes of these columns of row 0, then of row 1, ...: one register load, four codes a lane.
-// The nibbles of q4 hold columns c (low) and c + 16 (high).
+// every four columns (a step, 0 to 7), the codes of these columns of row 0, then of row 1, ...: one register load, four
+// codes a lane. Codes of less than eight bits hold their four lowest in 16 * interleave bytes: column c in the low half of
+// a byte, c + 16 in the high half. Behind them come the upper bits, four bytes a row: the lowest bit of byte k is that of
+// column k, the next that of column 4 + k, and so on through eight steps (five bits), or two bits each through four steps,
+// first for columns 0 to 15 and in further four bytes a row for the rest (six bits).
 //
-// Scales lie apart, so that codes stay aligned. q8, q4: per block and group a float16 a row. q4_k: per block and eight
-// groups the float16 scales of all rows, their float16 minima, then eight times a byte a row for each: the 6-bit factors.
-// q6_k: per block and eight groups the float16 scales, then sixteen times a signed byte a row. q8_row: per block a float32
-// a row.
+// Scales lie apart, so that codes stay aligned; of each there is one a row, the rows of a block side by side.
+//     half      a group: a float16
+//     pair      a group: the float16 scales, then the float16 minima
+//     minima    eight groups: float16 scales, float16 minima, then for each part a byte that the scale is multiplied with,
+//               then for each part a byte that the minimum is multiplied with
+//     factors   eight groups: float32 scales, then for each part a signed byte that the scale is multiplied with
+//     row       once: a float32
 //
 // Float weights stand in blocks of sixteen rows on every instruction set; a block holds, for every column, the numbers of
 // all rows.
@@ -51,22 +112,20 @@ struct Weights {
     size_t rows, columns, interleave;
     const uint8_t* codes;
     const uint8_t* scales;
+    const uint8_t* levels;  // the sixteen codes that four bits choose from, or null
 
     size_t groups() const { return (columns + kGroup - 1) / kGroup; }
     size_t blocks() const { return (rows + interleave - 1) / interleave; }
-    // Bytes of one block in a group.
-    size_t code_bytes() const { return interleave * (nibbles(layout) ? 16 : 32); }
     // Bytes of the codes or numbers of one block in all columns.
     size_t block_bytes() const {
         if (is_float(layout)) return columns * interleave * (layout == Layout::f32 ? 4 : 2);
-        return groups() * code_bytes();
+        return groups() * interleave * row_code_bytes(layout);
     }
     // Bytes of the scales of one block in all groups.
     size_t scale_bytes() const {
         if (is_float(layout)) return 0;
-        if (layout == Layout::q8_row) return interleave * 4;
-        if (layout == Layout::q8 || layout == Layout::q4) return groups() * interleave * 2;
-        return groups() / kGroupsPerSuperblock * interleave * (layout == Layout::q4_k ? 20 : 18);
+        const size_t runs = layout == Layout::q8_row ? 1 : groups() / scale_groups(layout);
+        return runs * interleave * row_scale_bytes(layout);
     }
 };
 
@@ -75,9 +134,14 @@ struct Activations {
     size_t rows, columns, groups;
     int8_t* values;
     float* scales;
-    int32_t* offsets;  // -8 times the sum of a group's values: where the dot product of q4 starts, a sixteenth of q8's
+    int32_t* offsets;  // -8 times the sum of a group's values: where the dot product starts for an offset of 8
     int32_t* half_offsets;  // the same for each half of a group: [rows, groups, 2]
     float* sums;       // scale times the sum of a group's values: what a minimum is multiplied with
+
+    // The same of a part of the group.
+    float sum(size_t at, size_t parts, size_t part) const {
+        return parts == 1 ? sums[at] : static_cast<float>(half_offsets[2 * at + part] / -8) * scales[at];
+    }
 };
 
 // From the first to before the last.

@@ -33,6 +33,7 @@ using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>
 using HeadsOut = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using BlocksOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Memory = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // Blocks of weights and rows of x in one task: enough to be worth the asking, few enough to stay in the second cache, to
 // share out evenly and to stop soon.
@@ -48,12 +49,16 @@ using Aligned = std::unique_ptr<uint8_t[], Free>;
 
 Aligned allocate(size_t bytes) { return Aligned(new (std::align_val_t(64)) uint8_t[bytes]); }
 
-// Weights in the layout of one instruction set.
+constexpr size_t kAlignment = 64;
+
+// Weights in the layout of one instruction set, codes first. They are filled row by row, or lie in memory that Python has.
 struct Packed {
     const Kernels* kernels;
+    const Source* source;
     Weights weights;
-    Aligned codes, scales;
-    size_t nbytes;
+    size_t scales_at, nbytes;
+    Aligned owned;
+    std::optional<Memory> given;
 };
 
 // True once a signal handler raised (Ctrl-C); only Python's main thread ever finds one.
@@ -71,38 +76,67 @@ const Kernels& kernels_named(const std::string& name) {
     throw nb::value_error(("this processor has no kernels called '" + name + "'; it has " + names).c_str());
 }
 
-Packed pack(const std::string& type, const Blocks& data, size_t columns, const std::string& name, bool int8) {
-    const Kernels& kernels = kernels_named(name);
+Packed make_packed(const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8,
+                   std::optional<Memory> memory) {
+    const Kernels& kernels = kernels_named(isa);
     const Source* source = find_source(type);
     if (!source) throw nb::value_error(("no kernel takes weights of type " + type).c_str());
-    const size_t rows = data.shape(0);
-    if (columns == 0 || columns % source->weights || data.shape(1) != columns / source->weights * source->nbytes)
-        throw nb::value_error((type + " rows of " + std::to_string(data.shape(1)) + " bytes do not hold " +
-                               std::to_string(columns) + " columns").c_str());
     const Layout layout = int8 ? Layout::q8_row : source->layout;
     if (!packs_as(*source, layout)) throw nb::value_error((type + " is quantised; it is packed as it is").c_str());
+    constexpr size_t kMost = size_t{1} << 31;
+    if (columns == 0 || columns % source->weights || columns > kMost || rows > kMost)
+        throw nb::value_error((type + " rows have no " + std::to_string(columns) + " columns").c_str());
     const size_t interleave = is_float(layout) ? kFloatRows : kernels.interleave;
-    Packed packed{&kernels, {layout, rows, columns, interleave, nullptr, nullptr}, {}, {}, 0};
+    const uint8_t* levels = source->levels ? source->levels->data() : nullptr;
+    Packed packed{&kernels, source, {layout, rows, columns, interleave, nullptr, nullptr, levels}, 0, 0, {}, {}};
     Weights& w = packed.weights;
-    const size_t code_bytes = w.blocks() * w.block_bytes(), scale_bytes = w.blocks() * w.scale_bytes();
-    packed.codes = allocate(code_bytes);
-    packed.scales = allocate(scale_bytes);
-    packed.nbytes = code_bytes + scale_bytes;
-    w.codes = packed.codes.get();
-    w.scales = packed.scales.get();
+    packed.scales_at = (w.blocks() * w.block_bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    packed.nbytes = packed.scales_at + w.blocks() * w.scale_bytes();
+    if (memory && (memory->shape(0) != packed.nbytes || reinterpret_cast<uintptr_t>(memory->data()) % kAlignment))
+        throw nb::value_error(("packed " + type + " takes " + std::to_string(packed.nbytes) +
+                               " bytes that begin at a multiple of 64; " + std::to_string(memory->shape(0)) +
+                               " were given").c_str());
+    if (!memory) packed.owned = allocate(packed.nbytes);
+    w.codes = memory ? memory->data() : packed.owned.get();
+    w.scales = w.codes + packed.scales_at;
+    packed.given = std::move(memory);
+    return packed;
+}
+
+// Packs some rows of the file, from row `first` on.
+void fill(Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
+    const Source& source = *packed.source;
+    const Weights& w = packed.weights;
+    const size_t rows = data.shape(0), row_bytes = w.columns / source.weights * source.nbytes;
+    if (!packed.owned) throw nb::value_error("weights in memory that was given are not filled");
+    if (data.shape(1) != row_bytes)
+        throw nb::value_error((std::string(source.type) + " rows of " + std::to_string(data.shape(1)) +
+                               " bytes do not hold " + std::to_string(w.columns) + " columns").c_str());
+    if (first % w.interleave || first > w.rows || rows > w.rows - first ||
+        (rows % w.interleave && first + rows != w.rows))
+        throw nb::value_error(("rows " + std::to_string(first) + " to " + std::to_string(first + rows) + " of " +
+                               std::to_string(w.rows) + " are no whole blocks of " + std::to_string(w.interleave)).c_str());
+    std::vector<uint8_t> places;
+    if (source.points) {
+        if (!grid || grid->shape(0) != source.points || grid->shape(1) != source.point_columns)
+            throw nb::value_error((std::string(source.type) + " needs a grid of " + std::to_string(source.points) +
+                                   " points").c_str());
+        places = places_of(source, {grid->data(), grid->size()});
+        if (places.empty()) throw nb::value_error(("a grid of " + std::string(source.type) + " has other magnitudes").c_str());
+    }
     bool whole;
     {
         nb::gil_scoped_release release;
         Pool::Lease pool;
         whole = pool.run(
-            w.blocks(),
+            (rows + w.interleave - 1) / w.interleave,
             [&](size_t block) {
-                pack_block(*source, w, data.data(), block, packed.codes.get(), packed.scales.get());
+                pack_block(source, w, data.data() + block * w.interleave * row_bytes, places.data(),
+                           first / w.interleave + block, packed.owned.get(), packed.owned.get() + packed.scales_at);
             },
             interrupted);
     }
     if (!whole) throw nb::python_error();
-    return packed;
 }
 
 std::string size(size_t rows, size_t columns) { return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; }
@@ -428,12 +462,22 @@ void set_threads(size_t count) {
 
 NB_MODULE(_native, m) {
     m.doc() = "The kernels of handlens.cpu.ops, which is the way to call them.";
-    nb::class_<Packed>(m, "Packed", "Weights in the layout of one instruction set.")
+    nb::class_<Packed>(m, "Packed", "Weights in the layout of one instruction set; float numbers as int8 if wanted. They "
+                                    "are filled, or lie in `memory` that held such weights.")
+        .def("__init__",
+             [](Packed* self, const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8,
+                std::optional<Memory> memory) {
+                 new (self) Packed(make_packed(type, rows, columns, isa, int8, std::move(memory)));
+             },
+             "type"_a, "rows"_a, "columns"_a, "isa"_a, "int8"_a = false, "memory"_a.noconvert().none() = nb::none())
+        .def("fill", &fill, "data"_a.noconvert(), "first"_a = 0, "grid"_a.noconvert().none() = nb::none(),
+             "Packs rows of a GGUF tensor [rows, bytes of a row], which begin or end with a block of rows.")
         .def_ro("nbytes", &Packed::nbytes)
+        .def_prop_ro("memory", [](Packed& p) { return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
+                                                   p.weights.codes, {p.nbytes}, nb::find(p)); },
+                     "All bytes, which `memory` takes.")
         .def_prop_ro("shape", [](const Packed& p) { return nb::make_tuple(p.weights.rows, p.weights.columns); })
         .def_prop_ro("isa", [](const Packed& p) { return p.kernels->name; });
-    m.def("pack", &pack, "type"_a, "data"_a.noconvert(), "columns"_a, "isa"_a, "int8"_a = false,
-          "Rows of a GGUF tensor [rows, bytes of a row] packed for an instruction set; float numbers as int8 if wanted.");
     nb::class_<PreparedBy>(m, "Step", "What happens to the rows of x before linear layers read them.")
         .def("__init__",
              [](PreparedBy* self, const std::string& kind, std::optional<Vector> weight, std::optional<Vector> bias,
@@ -458,7 +502,7 @@ NB_MODULE(_native, m) {
         std::vector<std::string> names;
         for (const Source& source : sources()) names.emplace_back(source.type);
         return names;
-    }, "The block types that `pack` takes.");
+    }, "The block types that can be packed.");
     m.def("isas", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : usable_kernels()) names.push_back(kernels->name);

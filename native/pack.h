@@ -1,18 +1,31 @@
 // Rows of GGUF tensors to the layouts of kernels.h.
 #pragma once
 
+#include <array>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "kernels.h"
 
 namespace handlens {
 
-// A type that can be packed as it is: its layout, and what a block of it holds.
+// The scales of a block as the layout of its type wants them; what it does not want is not set.
+struct BlockScales {
+    uint8_t scale[2], minimum[2];  // float16
+    float superscale;
+    uint8_t factors[16], minima[16];
+};
+
+// A block type: its layout, what a block of it holds, and how that is read. `codes` gives the 32 codes of a group.
 struct Source {
     std::string_view type;
     Layout layout;
     size_t weights, nbytes;
+    void (*codes)(const uint8_t* block, size_t group, const uint8_t* grid, uint8_t* codes) = nullptr;
+    void (*scales)(const uint8_t* block, BlockScales& scales) = nullptr;
+    const std::array<uint8_t, 16>* levels = nullptr;  // the codes that four bits choose from
+    size_t points = 0, point_columns = 0;             // of the grid of magnitudes that the type needs
 };
 
 std::span<const Source> sources();
@@ -25,8 +38,12 @@ constexpr bool packs_as(const Source& source, Layout layout) {
     return layout == source.layout || (is_float(source.layout) && layout == Layout::q8_row);
 }
 
-// Packs the rows [rows, columns] of `data` that belong to block `block`; codes and scales are all of the weights'.
-void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t block, uint8_t* codes,
-                uint8_t* scales);
+// The grid [points, columns] of a source with each magnitude replaced by its place among the levels; empty if a number is
+// none of them.
+std::vector<uint8_t> places_of(const Source& source, std::span<const uint8_t> grid);
+
+// Packs block `block`, whose rows begin at `data`; codes and scales are all of the weights'. `grid` is that of `places_of`.
+void pack_block(const Source& source, const Weights& shape, const uint8_t* data, const uint8_t* grid, size_t block,
+                uint8_t* codes, uint8_t* scales);
 
 }  // namespace handlens

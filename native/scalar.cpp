@@ -9,31 +9,38 @@
 namespace handlens {
 namespace {
 
-// One group of one row: gives its codes, the scale of each half, and its minimum.
+// One group of one row: gives its codes, and the scale and minimum of each part.
 void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale, float* minimum) {
-    const uint8_t* packed = w.codes + (row * w.groups() + g) * w.code_bytes();
-    if (!nibbles(w.layout)) {
-        std::memcpy(codes, packed, kGroup);
-    } else {
-        for (size_t i = 0; i < 16; i++) {
-            codes[i] = packed[i] & 15;
-            codes[i + 16] = packed[i] >> 4;
+    const Form f = form(w.layout);
+    const uint8_t* packed = w.codes + (row * w.groups() + g) * row_code_bytes(w.layout);
+    for (size_t i = 0; i < kGroup; i++) {
+        const int four = packed[i % 16] >> i / 16 * 4 & 15;
+        const uint8_t* upper = packed + 16 + i % 4;
+        switch (f.codes) {
+            case Codes::bytes: codes[i] = packed[i]; break;
+            case Codes::four: codes[i] = static_cast<uint8_t>(four); break;
+            case Codes::five: codes[i] = static_cast<uint8_t>(four | (*upper >> i / 4 & 1) << 4); break;
+            case Codes::six: codes[i] = static_cast<uint8_t>(four | (upper[i / 16 * 4] >> i % 16 / 4 * 2 & 3) << 4); break;
+            case Codes::levels: codes[i] = w.levels[four]; break;
         }
     }
-    const uint8_t* scales = w.scales + row * w.scale_bytes();
-    const size_t superblock = g / kGroupsPerSuperblock, in = g % kGroupsPerSuperblock;
-    if (w.layout == Layout::q6_k) {
-        scales += superblock * 18;
-        for (size_t half = 0; half < 2; half++)
-            scale[half] = from_half(scales) * static_cast<float>(static_cast<int8_t>(scales[2 + in * 2 + half]));
-    } else if (w.layout == Layout::q4_k) {
-        scales += superblock * 20;
-        *scale = from_half(scales) * static_cast<float>(scales[4 + in]);
-        *minimum = from_half(scales + 2) * static_cast<float>(scales[12 + in]);
-    } else if (w.layout == Layout::q8_row) {
-        std::memcpy(scale, scales, 4);
-    } else {
-        *scale = from_half(scales + 2 * g);
+    const uint8_t* run = w.scales + row * w.scale_bytes() +
+                         (f.scales == Scales::row ? 0 : g / scale_groups(w.layout) * row_scale_bytes(w.layout));
+    for (size_t part = 0; part < f.parts; part++) {
+        const size_t factor = g % kGroupsPerSuperblock * f.parts + part;
+        float number = 0;
+        if (f.scales == Scales::factors || f.scales == Scales::row) std::memcpy(&number, run, 4);
+        if (f.scales == Scales::minima) {
+            scale[part] = from_half(run) * static_cast<float>(run[4 + factor]);
+            minimum[part] = from_half(run + 2) * static_cast<float>(run[4 + 8 * f.parts + factor]);
+        } else if (f.scales == Scales::factors) {
+            scale[part] = number * static_cast<float>(static_cast<int8_t>(run[4 + factor]));
+        } else if (f.scales == Scales::row) {
+            scale[part] = number;
+        } else {
+            scale[part] = from_half(run);
+            if (f.scales == Scales::pair) minimum[part] = from_half(run + 2);
+        }
     }
 }
 
@@ -41,28 +48,24 @@ void multiply(const Weights& w, const Activations& x, Range tokens, Range blocks
     std::vector<float> totals(x.rows);
     for (size_t row = blocks.first; row < blocks.last; row++) {
         std::fill(totals.begin(), totals.end(), 0.0f);
-        float scale[2];
+        float scale[2], minimum[2];
         for (size_t g = 0; g < x.groups; g++) {
             uint8_t codes[kGroup];
-            float minimum = 0;
-            unpack(w, row, g, codes, scale, &minimum);
+            unpack(w, row, g, codes, scale, minimum);
             for (size_t token = tokens.first; token < tokens.last; token++) {
                 size_t at = token * x.groups + g;
                 const int8_t* values = x.values + at * kGroup;
                 float& total = totals[token];
-                const size_t halves = w.layout == Layout::q6_k ? 2 : 1, part = kGroup / halves;
-                for (size_t half = 0; half < halves; half++) {
-                    int32_t dot = 0;
-                    if (w.layout == Layout::q8 || w.layout == Layout::q8_row) dot = 16 * x.offsets[at];
-                    if (w.layout == Layout::q4) dot = x.offsets[at];
-                    if (w.layout == Layout::q6_k) dot = 4 * x.half_offsets[2 * at + half];
-                    for (size_t i = half * part; i < (half + 1) * part; i++) dot += codes[i] * values[i];
+                const Form f = form(w.layout);
+                for (size_t part = 0, width = kGroup / f.parts; part < f.parts; part++) {
+                    int32_t dot = f.offset / 8 * (f.parts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at]);
+                    for (size_t i = part * width; i < (part + 1) * width; i++) dot += codes[i] * values[i];
                     if (w.layout == Layout::q8_row)
                         total = __builtin_fmaf(static_cast<float>(dot), x.scales[at], total);
                     else
-                        total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[half], total);
+                        total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[part], total);
+                    if (has_minimum(w.layout)) total = __builtin_fmaf(-x.sum(at, f.parts, part), minimum[part], total);
                 }
-                if (w.layout == Layout::q4_k) total = __builtin_fmaf(-x.sums[at], minimum, total);
             }
         }
         for (size_t token = tokens.first; token < tokens.last; token++) {

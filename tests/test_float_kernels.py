@@ -196,8 +196,7 @@ def test_wrong_input_raises_at_the_boundary():
     with pytest.raises(ValueError, match="no step called 'tanh'"):
         ops.native.Step("tanh")
     with pytest.raises(ValueError, match="Q8_0 is quantised"):
-        tensor = random_tensor("Q8_0", 4, 32)
-        ops.native.pack("Q8_0", tensor.data, 32, "scalar", True)
+        ops.native.Packed("Q8_0", 4, 32, "scalar", True)
     heads = x.reshape(2, 5, 8)
     with pytest.raises(ValueError, match=r"the cosines is \[2, 3\], but \[2, 4\]"):
         ops.rope(heads, np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))

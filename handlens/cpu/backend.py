@@ -15,7 +15,7 @@ from handlens.backend import Progress
 from handlens.config import ModelConfig
 from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
-from handlens.cpu.memory import give_back
+from handlens.cpu.memory import give_back, let_go
 from handlens.cpu.threads import check_thread_count
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
@@ -90,6 +90,7 @@ class CpuBackend:
         for name, tensor in sorted(self._vision.items()):
             digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.data))
+            let_go(tensor.data)
         precision = self.vision_precision if self.arithmetic is ops else "numpy"
         return f"{digest.hexdigest()} {precision}"
 

@@ -15,6 +15,7 @@ from functools import cache, cached_property
 import numpy as np
 
 from handlens.cpu import reference
+from handlens.cpu.memory import let_go
 from handlens.cpu.reference import (  # noqa: F401
     dense,
     embedding,
@@ -26,6 +27,7 @@ from handlens.cpu.reference import (  # noqa: F401
 )
 from handlens.cpu.threads import thread_count
 from handlens.errors import InputError
+from handlens.gguf import codebooks
 from handlens.gguf.blocks import BLOCKS, Tensor
 
 try:
@@ -37,8 +39,10 @@ except ImportError:  # an install without a compiler
 ISA_VARIABLE = "HANDLENS_ISA"
 #: Types whose numbers are no small integers: they are multiplied in float32 unless int8 is asked for.
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
-#: Other types become Q8_0 on the way to a kernel, this many float32 bytes at a time.
-REQUANTIZED_BYTES = 32 << 20
+#: The magnitudes that an index of these types stands for.
+GRIDS = {"IQ2_S": codebooks.iq2_s_grid, "IQ3_XXS": codebooks.iq3_xxs_grid, "IQ3_S": codebooks.iq3_s_grid}
+#: A matrix is packed so many numbers at a time, in whole blocks of rows.
+STEP_NUMBERS, BLOCK_ROWS = 1 << 24, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +65,8 @@ Weight = reference.Weight | PackedWeight
 
 
 def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> PackedWeight:
-    """A weight for linear layers and `embedding`. This is done once, when a model is loaded.
+    """A weight for linear layers and `embedding`. This is done once, when a model is loaded. The pages of a mapped file
+    that were packed are given up, so that a model is not in memory twice.
 
     By default the type decides: float numbers are multiplied in float32, quantised ones in int8. With the precision
     "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32.
@@ -69,15 +74,19 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
     _start()
     int8 = precision == "int8" and tensor.type in FLOAT_TYPES
     columns = math.prod(tensor.shape[1:])
-    if precision == "f32" and tensor.type not in FLOAT_TYPES:
-        type, data = "F32", tensor.dequantize().view(np.uint8)
-    elif tensor.type in native.types():
-        type, data = tensor.type, tensor.data
-    else:
-        type, data = "Q8_0", _as_q8_0(tensor)
+    data = tensor.data
     if len(tensor.shape) > 2:  # a kernel of a convolution is a row an output
         data = data.reshape(tensor.shape[0], -1)
-    return PackedWeight(tensor, native.pack(type, np.ascontiguousarray(data), columns, isa or _isa(), int8))
+    as_float = precision == "f32" and tensor.type not in FLOAT_TYPES
+    type = "F32" if as_float else tensor.type
+    packed = native.Packed(type, len(data), columns, isa or _isa(), int8)
+    grid = GRIDS[type]().astype(np.uint8) if type in GRIDS else None
+    step = max(BLOCK_ROWS, STEP_NUMBERS // columns // BLOCK_ROWS * BLOCK_ROWS)
+    for start in range(0, len(data), step):
+        rows = np.ascontiguousarray(data[start : start + step])
+        packed.fill(BLOCKS[tensor.type].dequantize(rows).view(np.uint8) if as_float else rows, start, grid)
+        let_go(rows)
+    return PackedWeight(tensor, packed)
 
 
 def linear(
@@ -224,17 +233,6 @@ def _isa() -> str:
     if wanted not in usable:
         raise InputError(f"{ISA_VARIABLE} is {wanted!r}, but this processor has kernels for {', '.join(usable)}")
     return wanted
-
-
-def _as_q8_0(tensor: Tensor) -> np.ndarray:
-    """The rows of a tensor of any type as blocks of Q8_0, uint8 [rows, bytes of a row]."""
-    rows, columns = tensor.shape
-    block = BLOCKS["Q8_0"]
-    made = np.empty((rows, columns // block.weights * block.nbytes), np.uint8)
-    step = max(1, REQUANTIZED_BYTES // (4 * columns))
-    for start in range(0, rows, step):
-        made[start : start + step] = block.quantize(tensor.dequantize(start, min(start + step, rows)))
-    return made
 
 
 def quantize(type: str, plain: str, data: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, float]:
