@@ -217,5 +217,11 @@ extern const FloatKernels kFloatAvx512;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #endif
+#ifdef HANDLENS_ARM
+extern const FloatKernels kFloatNeon;
+extern const Kernels kNeon;
+extern const Kernels kNeonDotprod;
+extern const Kernels kNeonI8mm;
+#endif
 
 }  // namespace handlens

@@ -508,6 +508,11 @@ NB_MODULE(_native, m) {
         for (const Kernels* kernels : usable_kernels()) names.push_back(kernels->name);
         return names;
     }, "The instruction sets with kernels that this processor has, the fastest first.");
+    m.def("lacking", [] {
+        nb::dict sets;
+        for (const InstructionSet& set : instruction_sets()) sets[set.kernels->name] = nb::cast(set.lacking);
+        return sets;
+    }, "All instruction sets with kernels in this binary, the fastest first, each with what the processor lacks for it.");
     m.def("integer_rate", [](const std::string& isa, size_t rounds) {
         return arithmetic_rate(kernels_named(isa).integer_work, rounds);
     }, "isa"_a, "rounds"_a, "Integer operations a second that all threads do together, in `rounds` rounds of a loop.");

@@ -1,0 +1,7 @@
+#include "neon.h"
+
+namespace handlens {
+
+const Kernels kNeon = {"neon", kRows, &kFloatNeon, multiply, integer_work, float_work};
+
+}  // namespace handlens

@@ -1,0 +1,7 @@
+#include "neon.h"
+
+namespace handlens {
+
+const Kernels kNeonI8mm = {"neon-i8mm", kRows, &kFloatNeon, multiply, integer_work, float_work};
+
+}  // namespace handlens
