@@ -20,7 +20,20 @@ from tests.data_sources import KINDS, small
 
 #: A prepared folder to check besides the small one.
 FULL = os.environ.get("HANDLENS_SOURCES")
-FREE = ("OFL", "Apache", "MIT", "CC-BY", "CC0", "Unicode", "public domain", "Bitstream-Vera", "BSD", "MPL", "EPL", "ParaType")
+FREE = (
+    "OFL",
+    "Apache",
+    "MIT",
+    "CC-BY",
+    "CC0",
+    "Unicode",
+    "public domain",
+    "Bitstream-Vera",
+    "BSD",
+    "MPL",
+    "EPL",
+    "ParaType",
+)
 GPL = ("GPL", "LGPL", "AGPL")
 
 

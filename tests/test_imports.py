@@ -20,6 +20,7 @@ FLOORS = {
     "images": {"config", "errors"},
     "placement": {"config", "errors"},
     "data": {"data", "atomic", "errors"},
+    "eval": {"eval", "__init__", "atomic", "chat", "data", "decode", "engine", "errors", "weights"},
     "positions": set(),
     "prompts": {"config", "errors"},
     "vocabulary": {"errors"},
@@ -104,7 +105,7 @@ DOORS = {"cli", "__main__"}
 #: What extras bring, imported by the functions that need it: floor -> packages.
 EXTRAS = {
     "data": {"faker", "fontTools", "matplotlib", "msgpack", "resvg_py"},
-    "eval": {"rapidfuzz", "rapidocr"},
+    "eval": {"fontTools", "rapidocr", "vl_convert"},
     "quant": {"matplotlib"},
 }
 CORE = {"numpy", "PIL", "tokenizers", "safetensors", "typer", "rich", "click"}

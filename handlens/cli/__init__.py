@@ -11,7 +11,21 @@ from typing import Annotated, NoReturn
 import typer
 
 import handlens
-from handlens.cli import ask, bench, card, check, converse, convert, data, export, info, joining, quantize, read
+from handlens.cli import (
+    ask,
+    bench,
+    card,
+    check,
+    converse,
+    convert,
+    data,
+    evaluate,
+    export,
+    info,
+    joining,
+    quantize,
+    read,
+)
 from handlens.cli.options import Debug, Settings, unfolded
 from handlens.cli.terminal import tell
 from handlens.errors import HandlensError
@@ -45,6 +59,7 @@ for name, command, examples in (
 export.app.command("ollama", epilog=export.EXAMPLES)(unfolded(export.export_ollama))
 app.add_typer(export.app, name="export")
 app.add_typer(data.app, name="data")
+app.add_typer(evaluate.app, name="eval")
 
 #: What typer raises for a wrong command line, whichever module the installed version keeps it in.
 UsageError = typer.BadParameter.__base__

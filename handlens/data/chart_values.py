@@ -1,5 +1,6 @@
 """What charts say: labels, values that can be known from the picture, and the facts that can be asked."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,11 +128,14 @@ def categories(rng: np.random.Generator, sources: Sources, language: str, split:
     if kind == "letter":
         return tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"[between(rng, 0, 18) :][:count])
     names: dict[str, None] = {}
-    while len(names) < count:
-        name = sources.name(rng, language, split, "city") if kind == "city" else ""
+    for turn in itertools.count():
+        if len(names) == count:
+            break
+        # Some languages have fewer cities than a chart has marks, small sources fewer words.
+        name = sources.name(rng, language, split, "city") if kind == "city" and turn < 4 * count else ""
         if not 0 < len(name) <= 14:
             name = phrase(rng, sources, language, split, 1, 12)
-        names[name] = None
+        names[name if turn < 50 * count else f"{name} {turn}"] = None
     return tuple(names)
 
 

@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
@@ -25,6 +26,13 @@ from handlens.eval.suite import Missing
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SWITCHES = ("--headless", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-lcd-text")
+#: Becomes Chromium with two pipes as its descriptors 3 and 4; both are moved out of the way of each other first.
+PIPED = """import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+for number, end in enumerate(ends, 3):
+    os.dup2(end, number)
+os.execv(sys.argv[3], [*sys.argv[3:], "--remote-debugging-pipe"])
+"""
 #: Seconds in which a page has to be drawn.
 PATIENCE = 60
 
@@ -42,7 +50,7 @@ class Browser:
         # Root may not run Chromium's sandbox; the pages are our own.
         switches = [*SWITCHES, *["--no-sandbox"] * (os.geteuid() == 0), f"--user-data-dir={self._profile.name}"]
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{inside} 4>&{outside}', "sh", program, *switches, "--remote-debugging-pipe"],
+            [sys.executable, "-IS", "-c", PIPED, str(inside), str(outside), program, *switches],
             pass_fds=(inside, outside),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -72,8 +80,8 @@ class Browser:
         self._profile.cleanup()
 
     def draw(self, html: str, width: int, script: str = "() => null") -> tuple[np.ndarray, Any]:
-        """The page, as wide as told and as high as it is, uint8 [H, W, 3]; and what the function `script` returns, which
-        runs when the page is laid out and may still change it."""
+        """The page, as wide as told and as high as it is, uint8 [H, W, 3]; and what the function `script` returns,
+        which runs when the page is laid out and may still change it."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=10, deviceScaleFactor=1, mobile=False)
         self._call("Page.setDocumentContent", frameId=self._frame, html=html)
         inside = (
@@ -123,7 +131,8 @@ def css(sources: Sources, face: Font) -> str:
     bold = [
         font
         for font in sources.faces
-        if (font.family, font.split, font.italic) == (face.family, HELD_OUT, face.italic) and font.weight >= 600 > face.weight
+        if (font.family, font.split, font.italic) == (face.family, HELD_OUT, face.italic)
+        and font.weight >= 600 > face.weight
     ]
     rules = [(face, "normal"), *((font, "bold") for font in bold[:1])]
     return "".join(

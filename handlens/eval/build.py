@@ -12,7 +12,7 @@ import handlens
 from handlens.data.sources import INDEX, Sources
 from handlens.errors import HandlensError, InputError
 from handlens.eval.benchmarks import charts, lines, pages, pdfs, receipts, refusals, scenes, slicing, tables
-from handlens.eval.suite import FACTS, Missing, Suite, facts_of, write
+from handlens.eval.suite import FACTS, Suite, facts_of, write
 
 #: Read by `handlens eval pocketdocs`, in this order.
 POCKETDOCS: dict[str, Suite] = {
@@ -34,7 +34,13 @@ def chosen(names: Sequence[str]) -> list[Suite]:
 
 
 def build(
-    sources: Sources, out: Path, names: Sequence[str] = (), *, n: int = 100, seed: int = 0, tell: Tell | None = None,
+    sources: Sources,
+    out: Path,
+    names: Sequence[str] = (),
+    *,
+    n: int = 100,
+    seed: int = 0,
+    tell: Tell | None = None,
     packages: Path | None = None,
 ) -> dict[str, str]:
     """Builds suites of n items into folders of `out`; returns those that could not be built, each with the reason.
@@ -65,10 +71,8 @@ def build(
         try:
             drawn = suite.build(sources, n, seed, packages or out / "packages")
             write(suite, out / suite.name, drawn, facts, lambda done, suite=suite: tell and tell(suite.name, done, n))
-        except Missing as lacking:
+        except HandlensError as lacking:
             skipped[suite.name] = str(lacking)
-        except HandlensError as failure:
-            skipped[suite.name] = f"{failure}"
     return skipped
 
 

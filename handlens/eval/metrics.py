@@ -1,7 +1,7 @@
 """What an answer is worth: the one home of every score.
 
-A score is a `Ratio`: hits out of so many. Ratios add up, so a suite's score is the sum of its items': the character error
-rate of a suite is all edits by all characters, the accuracy all right answers by all questions.
+A score is a `Ratio`: hits out of so many. Ratios add up, so a suite's score is the sum of its items': its character
+error rate is all edits by all characters, its accuracy all right answers by all questions.
 """
 
 import itertools
@@ -36,8 +36,10 @@ def total(ratios: Iterable[Ratio]) -> Ratio:
 
 # ------------------------------------------------------------------------------------------------------------ texts
 
-#: Marks of Markdown that a reader of plain text does not write: of headings, lists and quotes, bold, the edges of cells.
-MARKS = re.compile(r"^\s{0,3}(?:#{1,6}\s+|[-*+•]\s+|>\s+)|\*\*|__|^\s*\|?(?:\s*:?-{3,}:?\s*\|)+(?:\s*:?-{3,}:?\s*)?$", re.M)
+#: Marks of Markdown that a reader of plain text does not write: of headings, lists, quotes and bold, and below heads.
+MARKS = re.compile(
+    r"^\s{0,3}(?:#{1,6}\s+|[-*+•]\s+|>\s+)|\*\*|__|^\s*\|?(?:\s*:?-{2,}:?\s*\|)+(?:\s*:?-{2,}:?\s*)?$", re.M
+)
 #: fi, fl and the like, as typeset documents hold them.
 LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 
@@ -162,9 +164,8 @@ def table_of(markdown: str) -> list[list[str]]:
     rows = []
     for line in markdown.splitlines():
         line = line.strip()
-        if "|" not in line or not re.search(r"[^\s|:-]", line):
-            if "|" not in line or "-" in line or not line.strip("| "):
-                continue
+        if "|" not in line or not line.strip("|:- "):
+            continue
         cells = re.split(r"(?<!\\)\|", line.removeprefix("|").removesuffix("|"))
         rows.append([_plain(cell.replace("\\|", "|")) for cell in cells])
     return rows
@@ -174,7 +175,7 @@ def table_cells(truth: str, answer: str) -> Ratio:
     """F1 of the cells that are not empty, as (row, column, text), between two Markdown tables.
 
     Rows are matched in order so that most cells agree: one that is missing or too much does not spoil those below. In
-    the first row a cell that repeats the one to its left counts as empty: heads that span columns are written both ways.
+    the first row a cell that repeats the one to its left counts as empty: a head over two columns is written both ways.
     """
     wanted, given = (_spanned(table_of(text)) for text in (truth, answer))
     cells = sum(bool(cell) for row in wanted + given for cell in row)
@@ -201,19 +202,23 @@ def table_shape(truth: str, answer: str) -> Ratio:
 
 #: How people, and models that were not made here, say in English that something is not there or cannot be read.
 _FREE = re.compile(
-    r"\b(?:no(?:t| such| visible| readable| legible)?\b.{0,40}\b(?:text|in (?:the|this) (?:picture|image|table|chart|receipt"
-    r"|form|document)|present|visible|shown|listed|found|legible|readable|appear)|(?:is|are|page is) (?:blank|empty)|"
-    r"(?:illegible|unreadable)|(?:can ?not|can't|unable to|does not|doesn't) (?:be )?(?:read|see|find|contain|appear|show))",
+    r"\b(?:no|not|none|nothing)\b.{0,40}\b(?:text|writing|in the (?:picture|image|document|table|chart)|present|visible"
+    r"|shown|listed|found|mentioned|legible|readable)\b|\b(?:is|appears) (?:completely )?(?:blank|empty)\b"
+    r"|\b(?:illegible|unreadable)\b|\b(?:can ?not|can't|unable to) (?:be )?(?:read|see|find)\b"
+    r"|\b(?:does not|doesn't) (?:contain|appear|show|have)\b",
     re.I | re.S,
 )
-_CLOSE = 0.8
+#: How alike a sentence has to be to one that is known; words of a refusal in free words at most.
+_CLOSE, _SHORT = 0.8, 30
 
 
 def refuses(answer: str, sentences: Iterable[str]) -> bool:
     """Whether an answer says that there is nothing to answer with: it is one of these sentences, but for one character
-    in five, or an English sentence that says so in other words."""
+    in five, or a short English text that says so in other words."""
     plain = _plain(answer)
-    return any(similarity(_plain(sentence), plain) >= _CLOSE for sentence in sentences) or bool(_FREE.search(plain))
+    if any(similarity(_plain(sentence), plain) >= _CLOSE for sentence in sentences):
+        return True
+    return len(plain.split()) <= _SHORT and _FREE.search(plain) is not None
 
 
 # ------------------------------------------------------------------------------------------------------- intervals

@@ -1,7 +1,7 @@
 """What a suite is, and how one lies in a folder.
 
-A suite loads items (an image, a question, the truth) and scores answers. Benchmarks of others fit the same shape: a file
-in `benchmarks/` with a SUITE whose `load` reads their files. The suites made here lie in folders that `write` has
+A suite loads items (an image, a question, the truth) and scores answers. Benchmarks of others fit the same shape: a
+file in `benchmarks/` with a SUITE whose `load` reads their files. The suites made here lie in folders that `write` has
 written: pictures, `items.jsonl`, and `suite.json`, which says how they were made.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from handlens.atomic import appearing
+from handlens.data.sample import HELD_OUT
+from handlens.data.sources import Font, Sources, pick
 from handlens.errors import HandlensError, InputError
 from handlens.eval.metrics import Ratio
 
@@ -72,7 +74,7 @@ Progress = Callable[[int, int], None]  # items done, items in all
 def load_items(folder: Path) -> list[Item]:
     """The items of a suite's folder."""
     try:
-        lines = (folder / ROWS).read_text(encoding="utf-8").splitlines()
+        lines = (folder / ROWS).read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
         raise InputError(
             f"{folder} holds no suite; make it with: handlens eval build pocketdocs --sources DIR --out {folder.parent}"
@@ -81,7 +83,7 @@ def load_items(folder: Path) -> list[Item]:
     return [Item(**row | {"image": folder / row["image"]}) for row in rows]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suite:
     """Questions of one kind. `measures` says of each measure whether "more" or "less" of it is better."""
 
@@ -121,6 +123,14 @@ def facts_of(folder: Path) -> dict:
     """How a suite was made; {} for one that says nothing."""
     path = folder / FACTS
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def face_to_read(rng: np.random.Generator, sources: Sources, language: str) -> Font:
+    """A held-out font at random, none that is made for posters: at the sizes of text its hairlines vanish."""
+    faces = sources.fonts(language, HELD_OUT)
+    faces = [face for face in faces if not face.family.endswith("Display")] or faces
+    family = pick(rng, sorted({face.family for face in faces}))
+    return pick(rng, [face for face in faces if face.family == family])
 
 
 def seeded(seed: int, name: str, number: int) -> np.random.Generator:

@@ -2,21 +2,20 @@
 which label has the highest."""
 
 import io
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFont
+from PIL import Image
 
 from handlens.data.chart_values import Chart, invent
 from handlens.data.questions import ask
 from handlens.data.sample import HELD_OUT
-from handlens.data.sources import Font, Sources, pick
+from handlens.data.sources import Sources, pick
 from handlens.data.structured import between, chance
 from handlens.eval.metrics import field, number, relaxed
-from handlens.eval.suite import Bar, Drawn, Item, Missing, Scores, Suite, seeded
+from handlens.eval.suite import Bar, Drawn, Item, Missing, Scores, Suite, face_to_read, seeded
 
 KINDS = ("bar", "bar", "flat bar", "line", "pie", "area")
 SCHEMES = ("tableau10", "set2", "dark2", "category20b", "accent", "pastel1")
@@ -34,20 +33,18 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
     except ModuleNotFoundError:
         raise Missing("vl-convert-python is not installed: pip install 'handlens[eval]'") from None
     with tempfile.TemporaryDirectory() as folder:
-        for font in sources.faces:
-            if font.split == HELD_OUT:
-                shutil.copy(font.path, folder)
+        families = write_families(sources, Path(folder))
         vl_convert.register_font_directory(folder)
         for i in range(n):
             rng = seeded(seed, "charts", i)
             language = pick(rng, sources.languages)
-            face = sources.face(rng, language, HELD_OUT)
+            face = face_to_read(rng, sources, language)
             while True:
                 content = invent(rng, sources, language, HELD_OUT, KINDS)
                 texts = (*content.labels, content.title, content.axis, *map(content.write, content.values))
                 if len(content.series) == 1 and all(map(face.covers, texts)):
                     break
-            png = vl_convert.vegalite_to_png(spec(rng, content, face), scale=1)
+            png = vl_convert.vegalite_to_png(spec(rng, content, families[face.path]), scale=1)
             with Image.open(io.BytesIO(png)) as image:
                 pixels = np.asarray(image.convert("RGB"))
             facts = [fact for fact in content.facts() if fact.kind in ("chart-value", "chart-highest")]
@@ -58,13 +55,27 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
             yield Drawn(pixels, ask(rng, kind, language, **fact.slots), fact.answer, group, language)
 
 
-def spec(rng: np.random.Generator, content: Chart, face: Font) -> dict:
+def write_families(sources: Sources, folder: Path) -> dict[Path, str]:
+    """Copies of the held-out fonts, each a family of its own, so that no font of this machine stands in for one; the
+    names of the families by the fonts' own paths. Prepared fonts lack a name that the renderer wants."""
+    from fontTools.ttLib import TTFont
+
+    families = {}
+    for i, face in enumerate(face for face in sources.faces if face.split == HELD_OUT):
+        family = families[face.path] = f"held-out-{i}"
+        with TTFont(face.path) as font:
+            for name in (1, 4, 6):
+                font["name"].setName(family, name, 3, 1, 0x409)
+            font.save(folder / f"{family}{face.path.suffix}")
+    return families
+
+
+def spec(rng: np.random.Generator, content: Chart, family: str) -> dict:
     """The chart as Vega-Lite."""
     rows = [
         {"label": label, "value": number(content.write(value)), "text": content.write(value)}
         for label, value in zip(content.labels, content.values)
     ]
-    family = ImageFont.truetype(str(face.path), 12).getname()[0]
     size = between(rng, 12, 16)
     order = {"field": "label", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": 0}}
     amount = {"field": "value", "type": "quantitative", "title": content.axis or None}
@@ -87,7 +98,7 @@ def spec(rng: np.random.Generator, content: Chart, face: Font) -> dict:
         if flat:
             order["axis"] = {}
         encoding = {"y": order, "x": amount} if flat else {"x": order, "y": amount}
-        mark = {"type": content.kind.split()[-1], **({"point": True} if content.kind in ("line", "area") else {})}
+        mark = {"type": content.kind.split()[-1], "point": content.kind in ("line", "area")}
         colour = {"field": "label", "type": "nominal", "scale": scheme, "legend": None}
         many = content.kind.endswith("bar") and chance(rng, 0.4)
         marks = [{"mark": mark, "encoding": {"color": colour} if many else {}}]
@@ -99,9 +110,12 @@ def spec(rng: np.random.Generator, content: Chart, face: Font) -> dict:
             marks.append({"mark": {"type": "text", **place}, "encoding": {"text": text}})
         longest = max(map(len, content.labels))
         wide = max(260, len(rows) * (longest * size * 0.62 + 12)) if not flat else 300
+        if wide > 560:
+            order["axis"] = {"labelAngle": -40}
         side = {"width": min(int(wide), 560), "height": between(rng, 200, 320)}
-    config = pick(rng, CONFIGS) | {"font": family, "axis": {"labelFontSize": size, "titleFontSize": size}}
-    config |= {"legend": {"labelFontSize": size, "titleFontSize": size}, "text": {"fontSize": size, "color": "#000"}}
+    look, sizes = pick(rng, CONFIGS), {"labelFontSize": size, "titleFontSize": size}
+    config = look | {"font": family, "axis": look.get("axis", {}) | sizes, "legend": sizes}
+    config["text"] = {"fontSize": size, "color": "#000"}
     title = {"title": {"text": content.title, "fontSize": size + 3}} if content.title else {}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
@@ -109,7 +123,6 @@ def spec(rng: np.random.Generator, content: Chart, face: Font) -> dict:
         "encoding": encoding,
         "layer": marks,
         "config": config,
-        "background": "white",
         "padding": 12,
         **title,
         **side,

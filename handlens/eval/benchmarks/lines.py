@@ -8,7 +8,7 @@ from handlens.data import strings
 from handlens.data.degrade import degrade
 from handlens.data.questions import templates
 from handlens.data.sample import HELD_OUT
-from handlens.data.sources import Sources
+from handlens.data.sources import Sources, pick
 from handlens.data.text import passage, strip, words
 from handlens.eval.metrics import character_errors, exact
 from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, seeded
@@ -28,7 +28,9 @@ LATIN, RANDOM = 3, 2
 
 def known(sources: Sources) -> dict[str, tuple[str, ...]]:
     """The scripts that the sources hold, each with its languages."""
-    found = {script: tuple(l for l in languages if l in sources.languages) for script, languages in SCRIPTS.items()}
+    found = {
+        script: tuple(code for code in languages if code in sources.languages) for script, languages in SCRIPTS.items()
+    }
     return {script: languages for script, languages in found.items() if languages}
 
 
@@ -44,8 +46,9 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
     for i in range(n):
         rng = seeded(seed, "lines", i)
         group = turn[i % len(turn)]
-        choices = scripts.get(group, sources.languages)
-        language = choices[i // len(turn) * 5 % len(choices) if group == "Latin" else int(rng.integers(len(choices)))]
+        # Random strings are ASCII: readers of other scripts alone are not asked for them.
+        choices = scripts.get("Latin", sources.languages) if group == "random strings" else sources.languages
+        language = pick(rng, scripts.get(group, choices))
         length = int(rng.integers(10, 64))
         if group == "random strings":
             text = " ".join(strings.any_string(rng) for _ in range(rng.integers(1, 5)))

@@ -13,7 +13,7 @@ from handlens.data.text import clean, passage
 from handlens.eval.benchmarks.lines import known, read
 from handlens.eval.browser import Browser, css
 from handlens.eval.metrics import character_errors, unmarked
-from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, seeded
+from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, face_to_read, seeded
 
 LONGEST_SIDE = 672
 #: What a paper and its ink may look like.
@@ -44,14 +44,15 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
             rng = seeded(seed, "pages", i)
             script = turn[i % len(turn)]
             language = pick(rng, scripts[script])
-            face = sources.face(rng, language, HELD_OUT)
+            face = face_to_read(rng, sources, language)
             width = int(rng.integers(448, LONGEST_SIDE + 1))
             columns = 2 if width > 600 and chance(rng, 0.25) else 1
             image, blocks = browser.draw(
-                page(rng, sources, language, face, width, columns), width, FIT % min(LONGEST_SIDE, width * 3 // 2)
+                page(rng, sources, language, face, width, columns), width, FIT % min(LONGEST_SIDE, width * 5 // 4)
             )
             truth = "\n\n".join(MARKS[tag] + " ".join(text.split()) for tag, text in blocks)
-            yield Drawn(image, read(language), truth, script, language)
+            group = script if columns == 1 else "two columns"
+            yield Drawn(image, read(language), truth, group, language)
 
 
 def page(rng: np.random.Generator, sources: Sources, language: str, face: Font, width: int, columns: int) -> str:
@@ -73,7 +74,7 @@ def page(rng: np.random.Generator, sources: Sources, language: str, face: Font, 
         else:
             blocks.append(f"<h2>{title()}</h2>")
     paper, ink = pick(rng, COLOURS)
-    size, leading = int(rng.integers(15, 20)), rng.uniform(1.25, 1.6)
+    size, leading = int(rng.integers(16, 21)), rng.uniform(1.3, 1.65)
     align = pick(rng, ("left", "left", "justify"))
     return f"""<!doctype html><html lang="{language}"><meta charset="utf-8"><style>{css(sources, face)}
 * {{ margin: 0; padding: 0; box-sizing: border-box }}

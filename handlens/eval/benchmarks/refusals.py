@@ -1,15 +1,16 @@
 """Questions that have no answer in the picture, and as many that look alike and have one: a model has to refuse the
 former and must not refuse the latter. What a twin is answered does not matter here, only that it is."""
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from handlens.data.make import draw
 from handlens.data.questions import phrases
-from handlens.data.sample import HELD_OUT, Sample
+from handlens.data.sample import HELD_OUT
 from handlens.data.sources import Sources
 from handlens.eval.benchmarks.lines import read
-from handlens.eval.metrics import Ratio, refuses
+from handlens.eval.metrics import Ratio, normalised, refuses, similarity
 from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite
 
 #: Group: the task and how much it is degraded, of the question without an answer and of its twin; the half of the
@@ -25,7 +26,8 @@ PAIRS: dict[str, tuple[tuple[str, float], tuple[str, float]]] = {
 
 def sentences(language: str) -> set[str]:
     """The refusals of a language and of English."""
-    return {getattr(phrases(l), key) for l in (language, "en") for key in ("absent", "blank", "unreadable", "no_text")}
+    known = (phrases(language), phrases("en"))
+    return {getattr(words, key) for words in known for key in ("absent", "blank", "unreadable", "no_text")}
 
 
 def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn]:
@@ -34,25 +36,20 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
         language = sources.languages[i // 2 // len(PAIRS) % len(sources.languages)]
         refused = i % 2 == 0
         task, strength = pair[0 if refused else 1]
-        sample = drawn(sources, task, language, seed, i, strength, lambda answer: (answer in sentences(language)) == refused)
+        for number in itertools.count(1000 * i):
+            sample = draw(sources, task, language, seed, number, HELD_OUT, strength)
+            if (sample.answer in sentences(language)) == refused:
+                break
         # Reading is asked for in the same words on both sides.
         question = sample.question if task == "absent" else read(language)
-        yield Drawn(sample.image, question, sample.answer if refused else "", group, language)
-
-
-def drawn(
-    sources: Sources, task: str, language: str, seed: int, i: int, strength: float, wanted: Callable[[str], bool]
-) -> Sample:
-    """The first sample from number 1000 i on whose answer is wanted."""
-    number = 1000 * i
-    while not wanted((sample := draw(sources, task, language, seed, number, HELD_OUT, strength)).answer):
-        number += 1
-    return sample
+        yield Drawn(sample.image, question, {"answer": sample.answer, "refused": refused}, group, language)
 
 
 def score(item: Item, answer: str) -> Scores:
-    refused = float(refuses(answer, sentences(item.language)))
-    return {"refused rightly" if item.truth else "refused wrongly": Ratio(refused)}
+    """What reads a sentence such as "the file cannot be found" off a picture does not refuse."""
+    read_off = not item.truth["refused"] and similarity(normalised(item.truth["answer"]), normalised(answer)) > 0.5
+    refused = Ratio(float(refuses(answer, sentences(item.language)) and not read_off))
+    return {"refused rightly" if item.truth["refused"] else "refused wrongly": refused}
 
 
 SUITE = Suite(

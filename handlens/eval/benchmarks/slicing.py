@@ -1,4 +1,4 @@
-"""The same text set in pictures of five shapes, so that each is cut into slices in another way: do the answers agree?"""
+"""The same text set in pictures of five shapes, each cut into slices in another way: do the answers agree?"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from handlens.data.sources import Sources, pick
 from handlens.data.text import clean, passage, sized
 from handlens.eval.benchmarks.lines import known, read
 from handlens.eval.metrics import Ratio, character_errors, edits, normalised, total
-from handlens.eval.suite import Drawn, Item, Scores, Suite, seeded
+from handlens.eval.suite import Drawn, Item, Scores, Suite, face_to_read, seeded
 
 SHAPES = {"1:3": 1 / 3, "1:2": 1 / 2, "1:1": 1.0, "2:1": 2.0, "4:1": 4.0}  # width to height
 
@@ -24,10 +24,10 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
             return
         rng = seeded(seed, "slicing", unit)  # all but the shape is the same
         language = pick(rng, languages)
-        face = sources.face(rng, language, HELD_OUT)
-        text = clean(face, passage(rng, sources, language, HELD_OUT, int(rng.integers(80, 260))))
+        face = face_to_read(rng, sources, language)
+        text = clean(face, passage(rng, sources, language, HELD_OUT, int(rng.integers(200, 480))))
         shape, ratio = list(SHAPES.items())[i]
-        font = sized(face, rng.uniform(15, 20), text)
+        font = sized(face, rng.uniform(17, 24), text)
         yield Drawn(set_in(text, font, ratio), read(language), text, shape, language, f"text {unit}")
 
 

@@ -1,5 +1,5 @@
-"""Tables laid out by Chromium in themes that training does not have: zebra, no rules, rules of colour, heads over several
-columns. Asked for as Markdown."""
+"""Tables laid out by Chromium in themes that training does not have: no rules, rules of colour, cards, heads over
+several columns. Asked for as Markdown."""
 
 import html
 from collections.abc import Iterator
@@ -15,18 +15,19 @@ from handlens.data.tables import Table, invent
 from handlens.data.text import clean, words
 from handlens.eval.browser import Browser, css
 from handlens.eval.metrics import table_cells, table_shape
-from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, seeded
+from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, face_to_read, seeded
 
 WIDEST = HIGHEST = 660
 MOST_COLUMNS, MOST_ROWS = 6, 8
+COLLAPSED = "table { border-collapse: collapse }"
 THEMES = {
-    "rules": "table { border-collapse: collapse } td, th { border: 1px solid #aab }",
+    "rules": f"{COLLAPSED} td, th {{ border: 1px solid #aab }}",
     "no rules": "td, th { border: 0 } table { border-spacing: 6px 2px }",
-    "zebra": "table { border-collapse: collapse } tbody tr:nth-child(odd) { background: #e7eef7 } th { background: #2c4a6e; color: #fff }",
-    "coloured rules": "table { border-collapse: collapse } thead { border-bottom: 3px solid #c0392b } td { border-bottom: 1px dotted #999 }",
-    "merged head": "table { border-collapse: collapse } td, th { border: 1px solid #333 } th { background: #eee }",
-    "cards": "table { border-spacing: 4px } td, th { background: #f0f0f3; border-radius: 6px } th { background: #d7dde8 }",
-}  # fmt: skip
+    "zebra": f"{COLLAPSED} tbody tr:nth-child(odd) {{ background: #e7eef7 }} th {{ background: #2c4a6e; color: #fff }}",
+    "coloured rules": f"{COLLAPSED} thead {{ border-bottom: 3px solid #c03 }} td {{ border-bottom: 1px dotted #999 }}",
+    "merged head": f"{COLLAPSED} td, th {{ border: 1px solid #333 }} th {{ background: #eee }}",
+    "cards": "table { border-spacing: 4px } td, th { background: #f0f0f3; border-radius: 6px }",
+}
 
 
 def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn]:
@@ -35,7 +36,7 @@ def build(sources: Sources, n: int, seed: int, packages: Path) -> Iterator[Drawn
             rng = seeded(seed, "tables", i)
             theme = list(THEMES)[i % len(THEMES)]
             language = pick(rng, sources.languages)
-            face = sources.face(rng, language, HELD_OUT)
+            face = face_to_read(rng, sources, language)
             while True:
                 content = trimmed(invent(rng, sources, language, HELD_OUT, load(face.path, 16)), face)
                 if theme == "merged head" and len(content.header) < 3:
