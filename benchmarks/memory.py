@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory --model FILE [--cache-dir FOLDER]
 
-prints a Markdown table. The bound of the peak is the bytes of the weights in memory, of the keys and values and 600 MiB.
+prints a Markdown table. The bound of the peak: the bytes of the weights in memory, the keys and values, and 600 MiB.
 The peak is that of the whole process, pages of mapped files included. With a folder, packed weights are kept there: run
 it twice, and the second run shows what a start without packing takes.
 """

@@ -26,7 +26,7 @@ needs_native = pytest.mark.skipif(
     reason="the native module was not built: pip install . with a C++ compiler",
 )
 QUANTIZED = [name for name in BLOCKS if name not in ops.FLOAT_TYPES]
-#: The error of a linear layer against float32, root mean square as a share of the output's, which int8 activations cost:
+#: The error of a linear layer against float32, root mean square as a share of the output's: what int8 activations cost;
 #: codes and scales are packed as they are.
 BOUND = 0.008
 

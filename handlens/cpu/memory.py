@@ -9,7 +9,7 @@ import numpy as np
 
 
 def give_back(arrays: Iterable[np.ndarray]) -> None:
-    """Lets go of the pages of mapped files that these arrays lie in, as `let_go`, and of freed memory that is still held.
+    """Lets go of the pages of mapped files that these arrays lie in, as `let_go`, and of freed memory still held.
 
     Where the system has no way to do that, nothing happens.
     """
