@@ -28,7 +28,7 @@ FLOORS = {
     "checkpoint": {"gguf", "config", "errors"},
     "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
     "backend": {"config", "images"},
-    "cpu": {"cpu", "backend", "config", "errors", "gguf", "images", "positions"},
+    "cpu": {"cpu", "atomic", "backend", "config", "errors", "gguf", "images", "positions"},
     "engine": {"engine", "atomic", "backend", "config", "errors", "images", "processor"},
     "shards": {"gguf"},
     # `model` only when torch is asked for; see test_every_module_imports_without_torch_or_transformers.
