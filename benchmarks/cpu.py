@@ -24,7 +24,7 @@ from handlens.gguf.blocks import BLOCKS, Tensor
 from handlens.measure import machine_limits, seconds
 
 #: Types, and where in a block their float16 scales lie.
-TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,), "Q8_0": (0,)}
+TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,), "Q8_0": (0,)}
 #: The calls of one layer: rows of each matrix that the same x goes through, and its columns.
 LAYER = (((4096, 1024, 1024), 4096), ((4096,), 4096), ((14336, 14336), 4096), ((4096,), 14336))
 PREFILL = 512

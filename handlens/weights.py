@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from handlens.checkpoint import PICKLE_SUFFIXES, check_names, open_checkpoint
 from handlens.config import ModelConfig
 from handlens.cpu.backend import CpuBackend, use_threads
+from handlens.cpu.packs import PackStore
 from handlens.engine.engine import Engine
 from handlens.engine.store import ImageStore
 from handlens.errors import InputError, ModelFileError
@@ -114,6 +115,7 @@ def _load_cpu(
     if threads is not None:
         use_threads(threads)
     store = None if cache_dir is None else ImageStore(Path(cache_dir))
+    packs = None if store is None else PackStore(store.folder, weight_files(files))
     if files.model.is_dir():
         checkpoint = open_checkpoint(files.model, position_mode=position_mode)
         config, tensors = checkpoint.config, (checkpoint.language, checkpoint.vision)
@@ -122,7 +124,7 @@ def _load_cpu(
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
     precision = {"vision_precision": vision_precision} if vision_precision else {}
-    backend = CpuBackend(config, *tensors, low_memory=low_memory, **precision)
+    backend = CpuBackend(config, *tensors, low_memory=low_memory, packs=packs, **precision)
     engine = Engine(backend, prefix_cache_bytes=prefix_cache_bytes, store=store)
     return LoadedModel(files, config, tokenizer, engine)
 
@@ -223,6 +225,13 @@ def find_files(model: str | Path | None = None, mmproj: str | Path | None = None
     if not projectors and not damaged:
         return ModelFiles(path, None)
     return ModelFiles(path, _only(projectors, damaged, path.parent, "projector (mmproj) file"))
+
+
+def weight_files(files: ModelFiles) -> list[Path]:
+    """The files that hold a model's tensors."""
+    if files.model.is_dir():
+        return sorted(files.model.glob("*.safetensors"))
+    return [files.model] + ([files.mmproj] if files.mmproj else [])
 
 
 def _existing(name: str | Path) -> Path:

@@ -27,7 +27,7 @@ namespace handlens {
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
 
-enum class Layout { q8, q4, q4_k, q5_k, q6_k, q4_1, q5_1, q2_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16 };
+enum class Layout { q8, q4, q5, q4_1, q5_1, q2_k, q4_k, q5_k, q6_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16 };
 
 // How codes are stored: a byte each, or four bits each and the rest of five or six bits behind them. The four bits of
 // `levels` choose from a table of sixteen bytes that the weights bring.
@@ -46,6 +46,7 @@ constexpr Form form(Layout layout) {
     switch (layout) {
         case Layout::q8: return {Codes::bytes, Scales::half, 1, 128};
         case Layout::q4: return {Codes::four, Scales::half, 1, 8};
+        case Layout::q5: return {Codes::five, Scales::half, 1, 16};
         case Layout::q4_k: return {Codes::four, Scales::minima, 1, 0};
         case Layout::q5_k: return {Codes::five, Scales::minima, 1, 0};
         case Layout::q6_k: return {Codes::six, Scales::factors, 2, 32};

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -76,8 +77,8 @@ const Kernels& kernels_named(const std::string& name) {
     throw nb::value_error(("this processor has no kernels called '" + name + "'; it has " + names).c_str());
 }
 
-Packed make_packed(const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8,
-                   std::optional<Memory> memory) {
+// Without memory yet.
+Packed make_packed(const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8) {
     const Kernels& kernels = kernels_named(isa);
     const Source* source = find_source(type);
     if (!source) throw nb::value_error(("no kernel takes weights of type " + type).c_str());
@@ -92,51 +93,94 @@ Packed make_packed(const std::string& type, size_t rows, size_t columns, const s
     Weights& w = packed.weights;
     packed.scales_at = (w.blocks() * w.block_bytes() + kAlignment - 1) / kAlignment * kAlignment;
     packed.nbytes = packed.scales_at + w.blocks() * w.scale_bytes();
+    return packed;
+}
+
+Packed packed_in(Packed packed, std::optional<Memory> memory) {
     if (memory && (memory->shape(0) != packed.nbytes || reinterpret_cast<uintptr_t>(memory->data()) % kAlignment))
-        throw nb::value_error(("packed " + type + " takes " + std::to_string(packed.nbytes) +
+        throw nb::value_error(("packed " + std::string(packed.source->type) + " takes " + std::to_string(packed.nbytes) +
                                " bytes that begin at a multiple of 64; " + std::to_string(memory->shape(0)) +
                                " were given").c_str());
     if (!memory) packed.owned = allocate(packed.nbytes);
-    w.codes = memory ? memory->data() : packed.owned.get();
-    w.scales = w.codes + packed.scales_at;
+    packed.weights.codes = memory ? memory->data() : packed.owned.get();
+    packed.weights.scales = packed.weights.codes + packed.scales_at;
     packed.given = std::move(memory);
     return packed;
 }
 
-// Packs some rows of the file, from row `first` on.
-void fill(Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
+// The rows of a file that a call is about, checked: they go to the packed rows from `first` on.
+struct Rows {
+    const Packed& packed;
+    const uint8_t* data;
+    size_t first, count, row_bytes;
+    std::vector<uint8_t> places;  // see pack.h
+
+    size_t blocks() const { return (count + packed.weights.interleave - 1) / packed.weights.interleave; }
+    // Packs block `block` of these rows.
+    void pack(size_t block, uint8_t* codes, uint8_t* scales) const {
+        const size_t row = block * packed.weights.interleave;
+        pack_block(*packed.source, packed.weights, data + row * row_bytes, std::min(count - row, packed.weights.interleave),
+                   places.data(), codes, scales);
+    }
+};
+
+Rows check_rows(const Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
     const Source& source = *packed.source;
     const Weights& w = packed.weights;
-    const size_t rows = data.shape(0), row_bytes = w.columns / source.weights * source.nbytes;
-    if (!packed.owned) throw nb::value_error("weights in memory that was given are not filled");
-    if (data.shape(1) != row_bytes)
+    Rows rows{packed, data.data(), first, data.shape(0), w.columns / source.weights * source.nbytes, {}};
+    if (data.shape(1) != rows.row_bytes)
         throw nb::value_error((std::string(source.type) + " rows of " + std::to_string(data.shape(1)) +
                                " bytes do not hold " + std::to_string(w.columns) + " columns").c_str());
-    if (first % w.interleave || first > w.rows || rows > w.rows - first ||
-        (rows % w.interleave && first + rows != w.rows))
-        throw nb::value_error(("rows " + std::to_string(first) + " to " + std::to_string(first + rows) + " of " +
+    const size_t end = first + rows.count;
+    if (first % w.interleave || first > w.rows || rows.count > w.rows - first || (rows.count % w.interleave && end != w.rows))
+        throw nb::value_error(("rows " + std::to_string(first) + " to " + std::to_string(end) + " of " +
                                std::to_string(w.rows) + " are no whole blocks of " + std::to_string(w.interleave)).c_str());
-    std::vector<uint8_t> places;
     if (source.points) {
         if (!grid || grid->shape(0) != source.points || grid->shape(1) != source.point_columns)
             throw nb::value_error((std::string(source.type) + " needs a grid of " + std::to_string(source.points) +
                                    " points").c_str());
-        places = places_of(source, {grid->data(), grid->size()});
-        if (places.empty()) throw nb::value_error(("a grid of " + std::string(source.type) + " has other magnitudes").c_str());
+        rows.places = places_of(source, {grid->data(), grid->size()});
+        if (rows.places.empty())
+            throw nb::value_error(("a grid of " + std::string(source.type) + " has other magnitudes").c_str());
     }
+    return rows;
+}
+
+// Packs some rows of the file.
+void fill(Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
+    if (!packed.owned) throw nb::value_error("weights in memory that was given are not filled");
+    const Rows rows = check_rows(packed, data, first, grid);
+    const Weights& w = packed.weights;
+    uint8_t *codes = packed.owned.get(), *scales = codes + packed.scales_at;
     bool whole;
     {
         nb::gil_scoped_release release;
         Pool::Lease pool;
         whole = pool.run(
-            (rows + w.interleave - 1) / w.interleave,
+            rows.blocks(),
             [&](size_t block) {
-                pack_block(source, w, data.data() + block * w.interleave * row_bytes, places.data(),
-                           first / w.interleave + block, packed.owned.get(), packed.owned.get() + packed.scales_at);
+                const size_t at = first / w.interleave + block;
+                rows.pack(block, codes + at * w.block_bytes(), scales + at * w.scale_bytes());
             },
             interrupted);
     }
     if (!whole) throw nb::python_error();
+}
+
+// Whether some rows of the file would be packed to what is there.
+bool holds(const Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
+    const Rows rows = check_rows(packed, data, first, grid);
+    const Weights& w = packed.weights;
+    std::vector<uint8_t> codes(w.block_bytes()), scales(w.scale_bytes());
+    nb::gil_scoped_release release;
+    for (size_t block = 0; block < rows.blocks(); block++) {
+        rows.pack(block, codes.data(), scales.data());
+        const size_t at = first / w.interleave + block;
+        if (std::memcmp(codes.data(), w.codes + at * codes.size(), codes.size()) ||
+            std::memcmp(scales.data(), w.scales + at * scales.size(), scales.size()))
+            return false;
+    }
+    return true;
 }
 
 std::string size(size_t rows, size_t columns) { return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]"; }
@@ -467,17 +511,23 @@ NB_MODULE(_native, m) {
         .def("__init__",
              [](Packed* self, const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8,
                 std::optional<Memory> memory) {
-                 new (self) Packed(make_packed(type, rows, columns, isa, int8, std::move(memory)));
+                 new (self) Packed(packed_in(make_packed(type, rows, columns, isa, int8), std::move(memory)));
              },
              "type"_a, "rows"_a, "columns"_a, "isa"_a, "int8"_a = false, "memory"_a.noconvert().none() = nb::none())
         .def("fill", &fill, "data"_a.noconvert(), "first"_a = 0, "grid"_a.noconvert().none() = nb::none(),
              "Packs rows of a GGUF tensor [rows, bytes of a row], which begin or end with a block of rows.")
+        .def("holds", &holds, "data"_a.noconvert(), "first"_a, "grid"_a.noconvert().none() = nb::none(),
+             "Whether such rows would be packed to what is there.")
         .def_ro("nbytes", &Packed::nbytes)
         .def_prop_ro("memory", [](Packed& p) { return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
                                                    p.weights.codes, {p.nbytes}, nb::find(p)); },
                      "All bytes, which `memory` takes.")
         .def_prop_ro("shape", [](const Packed& p) { return nb::make_tuple(p.weights.rows, p.weights.columns); })
         .def_prop_ro("isa", [](const Packed& p) { return p.kernels->name; });
+    m.def("packed_bytes", [](const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8) {
+        return make_packed(type, rows, columns, isa, int8).nbytes;
+    }, "type"_a, "rows"_a, "columns"_a, "isa"_a, "int8"_a = false, "How many bytes such weights take.");
+    m.attr("LAYOUT_VERSION") = kLayoutVersion;
     nb::class_<PreparedBy>(m, "Step", "What happens to the rows of x before linear layers read them.")
         .def("__init__",
              [](PreparedBy* self, const std::string& kind, std::optional<Vector> weight, std::optional<Vector> bias,

@@ -93,15 +93,13 @@ void write_int8_row(const Source& source, const Weights& shape, const uint8_t* r
 
 }  // namespace
 
-void pack_block(const Source& source, const Weights& shape, const uint8_t* data, const uint8_t* grid, size_t block,
+void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t count, const uint8_t* grid,
                 uint8_t* codes, uint8_t* scales) {
     const size_t row_bytes = shape.columns / source.weights * source.nbytes, interleave = shape.interleave;
-    codes += block * shape.block_bytes();
-    scales += block * shape.scale_bytes();
     // Rows that fill the last block up are zero in scale and code.
     std::memset(codes, 0, shape.block_bytes());
     std::memset(scales, 0, shape.scale_bytes());
-    for (size_t r = 0; r < interleave && block * interleave + r < shape.rows; r++) {
+    for (size_t r = 0; r < count; r++) {
         const uint8_t* row = data + r * row_bytes;
         if (is_float(shape.layout)) {
             const size_t size = source.nbytes;

@@ -17,6 +17,9 @@ struct BlockScales {
     uint8_t factors[16], minima[16];
 };
 
+// Raised whenever packed bytes change, for packed weights are kept in files.
+constexpr int kLayoutVersion = 1;
+
 // A block type: its layout, what a block of it holds, and how that is read. `codes` gives the 32 codes of a group.
 struct Source {
     std::string_view type;
@@ -42,8 +45,9 @@ constexpr bool packs_as(const Source& source, Layout layout) {
 // none of them.
 std::vector<uint8_t> places_of(const Source& source, std::span<const uint8_t> grid);
 
-// Packs block `block`, whose rows begin at `data`; codes and scales are all of the weights'. `grid` is that of `places_of`.
-void pack_block(const Source& source, const Weights& shape, const uint8_t* data, const uint8_t* grid, size_t block,
+// Packs one block of rows, of which `data` holds the first `count`; codes and scales are those of the block. `grid` is that
+// of `places_of`.
+void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t count, const uint8_t* grid,
                 uint8_t* codes, uint8_t* scales);
 
 }  // namespace handlens

@@ -24,7 +24,7 @@ cp "$work"/build/_native*.so "$work/tree/handlens/cpu/"
 runtimes=$(for name in libasan.so libubsan.so; do ${CC:-gcc} -print-file-name=$name; done | tr '\n' ' ')
 cd "$work/tree"
 tests=("$@")
-[ ${#tests[@]} -gt 0 ] || mapfile -t tests < <(ls tests/test_*kernels*.py tests/test_quantiz*.py 2>/dev/null)
+[ ${#tests[@]} -gt 0 ] || mapfile -t tests < <(ls tests/test_*kernels*.py tests/test_pack*.py tests/test_quantiz*.py 2>/dev/null)
 # Python itself keeps memory until its end, which is no leak of ours.
 LD_PRELOAD=$runtimes ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
     PYTHONPATH=$work/tree HANDLENS_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider --timeout 1200 "${tests[@]}"

@@ -47,11 +47,11 @@ void four_at(const uint8_t* block, size_t g, const uint8_t*, uint8_t* codes) {
 }
 
 // The fifth bits are those of a 32-bit word, the lowest that of column 0.
-template <size_t High, size_t Low, int Offset>
+template <size_t High, size_t Low>
 void five_at(const uint8_t* block, size_t, const uint8_t*, uint8_t* codes) {
     read_four(block + Low, codes);
     for (size_t i = 0; i < kGroup; i++)
-        codes[i] = static_cast<uint8_t>((codes[i] | (block[High + i / 8] >> i % 8 & 1) << 4) + Offset);
+        codes[i] = static_cast<uint8_t>(codes[i] | (block[High + i / 8] >> i % 8 & 1) << 4);
 }
 
 void q8_0(const uint8_t* block, size_t, const uint8_t*, uint8_t* codes) {
@@ -187,8 +187,8 @@ constexpr Source kSources[] = {
     {"Q8_0", Layout::q8, 32, 34, q8_0, plain},
     {"Q4_0", Layout::q4, 32, 18, four_at<2>, plain},
     {"Q4_1", Layout::q4_1, 32, 20, four_at<4>, with_added},
-    {"Q5_0", Layout::q8, 32, 22, five_at<2, 6, 112>, plain},
-    {"Q5_1", Layout::q5_1, 32, 24, five_at<4, 8, 0>, with_added},
+    {"Q5_0", Layout::q5, 32, 22, five_at<2, 6>, plain},
+    {"Q5_1", Layout::q5_1, 32, 24, five_at<4, 8>, with_added},
     {"IQ4_NL", Layout::levels, 32, 18, four_at<2>, plain, &kIq4},
     {"Q2_K", Layout::q2_k, 256, 84, q2_k, q2_k_scales},
     {"Q3_K", Layout::levels_half, 256, 110, q3_k, q3_k_scales, &kQ3},

@@ -29,7 +29,7 @@ FLOORS = {
     "checkpoint": {"gguf", "config", "errors"},
     "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
     "backend": {"config", "images"},
-    "cpu": {"cpu", "backend", "config", "errors", "gguf", "images", "positions"},
+    "cpu": {"cpu", "atomic", "backend", "config", "errors", "gguf", "images", "positions"},
     "engine": {"engine", "atomic", "backend", "config", "errors", "images", "processor"},
     "shards": {"gguf"},
     "quant": {

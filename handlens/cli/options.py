@@ -95,7 +95,8 @@ class ModelOptions:
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Keep vectors of encoded images there (not the images; up to 1 GiB), so that they are encoded once.",
+            help="Keep vectors of encoded images there (not the images; up to 1 GiB), so that they are encoded once, "
+            "and the model's weights as the kernels want them (as large as the model), so that it starts faster.",
         ),
     ] = None
     max_pixels: Annotated[

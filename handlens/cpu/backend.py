@@ -16,6 +16,7 @@ from handlens.config import ModelConfig
 from handlens.cpu import ops, reference
 from handlens.cpu.llama import KVCache, Llama
 from handlens.cpu.memory import give_back, let_go
+from handlens.cpu.packs import PackStore
 from handlens.cpu.threads import check_thread_count
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
@@ -38,7 +39,7 @@ class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
     GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
     `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32. With `low_memory` the vision side
-    is in memory only while images are encoded."""
+    is in memory only while images are encoded. `packs` keeps packed weights for the next start."""
 
     def __init__(
         self,
@@ -47,16 +48,18 @@ class CpuBackend:
         vision: Mapping[str, Tensor] | None = None,
         vision_precision: str = "int8",
         low_memory: bool = False,
+        packs: PackStore | None = None,
     ):
         if vision_precision not in VISION_PRECISIONS:
             raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config
         self.arithmetic = choose_arithmetic()
-        self.llama = Llama(config.llm, _in_memory(language, self.arithmetic), self.arithmetic)
+        self.llama = Llama(config.llm, _in_memory("language", language, self.arithmetic, packs=packs), self.arithmetic)
         self.row_independent = _is_row_independent(self.llama)
         self.vision_precision = vision_precision
         self.low_memory = low_memory
         self._vision = vision
+        self._packs = packs
         self._eyes: tuple[VisionTower, Resampler] | None = None
         self._lock = threading.Lock()
         if low_memory:
@@ -68,7 +71,7 @@ class CpuBackend:
         """The vision side in memory, if the model has one."""
         with self._lock:
             if self._eyes is None and self.config.vision is not None:
-                weights = _in_memory(self._vision, self.arithmetic, self.vision_precision)
+                weights = _in_memory("vision", self._vision, self.arithmetic, self.vision_precision, self._packs)
                 tower = VisionTower(self.config.vision, weights, self.arithmetic)
                 self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
             return self._eyes
@@ -188,16 +191,24 @@ def _is_row_independent(llama: Llama) -> bool:
 
 
 def _in_memory(
-    tensors: Mapping[str, Tensor], arithmetic: ModuleType, precision: str | None = None
+    part: str,
+    tensors: Mapping[str, Tensor],
+    arithmetic: ModuleType,
+    precision: str | None = None,
+    packs: PackStore | None = None,
 ) -> dict[str, reference.Weight | ops.PackedWeight]:
     """Matrices packed for the kernels, where they run (see `ops.pack` for the precision). Of the rest vectors, and
     everything of a small model, as float32 arrays, and large matrices as they are, mapped from the file."""
     small = sum(4 * int(np.prod(tensor.shape)) for tensor in tensors.values()) <= DENSE_BYTES
     tables = {name for name in TABLES if name != "token_embd.weight" or "output.weight" in tensors}
-
-    def place(name: str, tensor: Tensor) -> reference.Weight | ops.PackedWeight:
-        if arithmetic is ops and name not in tables and len(tensor.shape) > 1:
-            return ops.pack(tensor, precision=precision)
-        return tensor.dequantize() if small or len(tensor.shape) == 1 else tensor
-
-    return {name: place(name, tensor) for name, tensor in tensors.items()}
+    placed = {}
+    if arithmetic is ops:
+        matrices = {name: tensors[name] for name in sorted(tensors.keys() - tables) if len(tensors[name].shape) > 1}
+        if packs is not None:
+            placed = packs.pack(part, matrices, precision)
+        else:
+            placed = {name: ops.pack(tensor, precision=precision) for name, tensor in matrices.items()}
+    for name in tensors.keys() - placed.keys():
+        tensor = tensors[name]
+        placed[name] = tensor.dequantize() if small or len(tensor.shape) == 1 else tensor
+    return placed

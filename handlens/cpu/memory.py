@@ -9,10 +9,8 @@ import numpy as np
 
 
 def give_back(arrays: Iterable[np.ndarray]) -> None:
-    """Lets go of the pages of mapped files that these arrays lie in, as `let_go`, and of freed memory still held.
-
-    Where the system has no way to do that, nothing happens.
-    """
+    """Lets go of the pages of mapped files that these arrays lie in, and of freed memory that the allocator holds.
+    Where the system has no way to do that, nothing happens."""
     for array in arrays:
         let_go(array)
     if sys.platform == "linux":

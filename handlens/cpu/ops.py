@@ -72,21 +72,39 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
     "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32.
     """
     _start()
-    int8 = precision == "int8" and tensor.type in FLOAT_TYPES
-    columns = math.prod(tensor.shape[1:])
-    data = tensor.data
-    if len(tensor.shape) > 2:  # a kernel of a convolution is a row an output
-        data = data.reshape(tensor.shape[0], -1)
-    as_float = precision == "f32" and tensor.type not in FLOAT_TYPES
-    type = "F32" if as_float else tensor.type
-    packed = native.Packed(type, len(data), columns, isa or _isa(), int8)
-    grid = GRIDS[type]().astype(np.uint8) if type in GRIDS else None
-    step = max(BLOCK_ROWS, STEP_NUMBERS // columns // BLOCK_ROWS * BLOCK_ROWS)
-    for start in range(0, len(data), step):
-        rows = np.ascontiguousarray(data[start : start + step])
-        packed.fill(BLOCKS[tensor.type].dequantize(rows).view(np.uint8) if as_float else rows, start, grid)
-        let_go(rows)
+    packed = native.Packed(*packed_form(tensor, isa, precision))
+    step = max(BLOCK_ROWS, STEP_NUMBERS // packed.shape[1] // BLOCK_ROWS * BLOCK_ROWS)
+    for start in range(0, packed.shape[0], step):
+        packed.fill(*_rows(tensor, start, start + step, precision))
+        let_go(tensor.data[start * _file_rows(tensor) : (start + step) * _file_rows(tensor)])
     return PackedWeight(tensor, packed)
+
+
+def packed_form(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> tuple:
+    """How `pack` packs a tensor: type of numbers, rows, columns, instruction set, whether floats become int8."""
+    type = "F32" if precision == "f32" and tensor.type not in FLOAT_TYPES else tensor.type
+    int8 = precision == "int8" and tensor.type in FLOAT_TYPES
+    return type, tensor.shape[0], math.prod(tensor.shape[1:]), isa or chosen_isa(), int8
+
+
+def is_packed_as(weight: PackedWeight, start: int, precision: str | None = None) -> bool:
+    """Whether `pack` would make of a block of rows, from `start` on, what is there."""
+    return weight.packed.holds(*_rows(weight.tensor, start, start + BLOCK_ROWS, precision))
+
+
+def _rows(tensor: Tensor, start: int, stop: int, precision: str | None) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Rows of a tensor as `Packed.fill` takes them."""
+    each = _file_rows(tensor)
+    data = tensor.data[start * each : stop * each]
+    if precision == "f32" and tensor.type not in FLOAT_TYPES:
+        return BLOCKS[tensor.type].dequantize(data).view(np.uint8), start, None
+    grid = GRIDS[tensor.type]().astype(np.uint8) if tensor.type in GRIDS else None
+    return np.ascontiguousarray(data).reshape(-1, tensor.data.shape[1] * each), start, grid
+
+
+def _file_rows(tensor: Tensor) -> int:
+    """The rows in the file that a row of the matrix has: a kernel of a convolution is a row an output."""
+    return math.prod(tensor.shape[1:-1])
 
 
 def linear(
@@ -146,7 +164,7 @@ def gelu(x: np.ndarray, isa: str | None = None) -> np.ndarray:
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, isa: str | None = None) -> np.ndarray:
     """The heads x [n, H, d] turned to their positions, bit for bit as `reference.rope`."""
     out = np.empty(x.shape, np.float32)
-    native.rope(np.ascontiguousarray(x), cos, sin, out, isa or _isa())
+    native.rope(np.ascontiguousarray(x), cos, sin, out, isa or chosen_isa())
     return out
 
 
@@ -192,20 +210,20 @@ def _norm(weight: np.ndarray, bias: np.ndarray | None = None, *, eps: float) -> 
 def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.ndarray:
     """x [n, D] after a step."""
     out = np.empty(x.shape, np.float32)
-    native.prepare(np.ascontiguousarray(x), out, step, isa or _isa())
+    native.prepare(np.ascontiguousarray(x), out, step, isa or chosen_isa())
     return out
 
 
 def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None) -> np.ndarray:
     out = np.empty(q.shape, np.float32)
-    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or _isa())
+    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or chosen_isa())
     return out
 
 
 def description() -> str:
     """How the kernels run here, for people."""
     _start()
-    return f"kernels {_isa()}, {native.threads()} threads"
+    return f"kernels {chosen_isa()}, {native.threads()} threads"
 
 
 def set_threads(count: int) -> None:
@@ -226,7 +244,7 @@ def _start() -> None:
     native.set_threads(thread_count())
 
 
-def _isa() -> str:
+def chosen_isa() -> str:
     """The name of the instruction set to compute with."""
     usable = _usable()
     wanted = os.environ.get(ISA_VARIABLE) or usable[0]
