@@ -128,6 +128,7 @@ private:
             Lanes total[T][B];
             multiply_tile<T, B>(scores + row * columns, columns, values + column, padded, kLanes, visible(row + T - 1),
                                 total);
+#pragma GCC unroll 24  // or totals would lie in memory, for an index that is no constant
             for (int t = 0; t < T; t++)
                 for (int b = 0; b < B; b++) {
                     const size_t c = column + b * kLanes;

@@ -42,19 +42,28 @@ build() { # NAME [cmake options]
     cmake --build "$work/$name" --parallel "${JOBS:-2}" >"$work/log" || { cat "$work/log"; exit 1; }
 }
 
+# Prints what the test prints and keeps the digests of scalar, which the other sets equal.
+run() { # NAME COMMAND ...
+    local name=$1
+    shift
+    echo "== $name"
+    "$@" | tee "$work/printed"
+    grep '^scalar .* digest ' "$work/printed" >"$work/digests"
+    [ -f "$work/first" ] || { cp "$work/digests" "$work/first"; first=$name; }
+    diff "$work/first" "$work/digests" || { echo "$name computes other bits than $first" >&2; exit 1; }
+}
+
 for target in "${targets[@]}"; do
     if [ "$target" = native ]; then
         build native
-        echo "== native ($(uname -m))"
-        "$work/native/kernels_test"
+        run "native ($(uname -m))" "$work/native/kernels_test"
         continue
     fi
     build aarch64 -DCMAKE_TOOLCHAIN_FILE=aarch64.cmake
     # The sets that each processor has to find.
-    for cpu in "max neon-i8mm neon-dotprod neon scalar" "neoverse-n1 neon-dotprod neon scalar" \
-        "cortex-a76 neon-dotprod neon scalar" "cortex-a53 neon scalar"; do
+    for cpu in "max neon-i8mm neon-dotprod neon scalar" "cortex-a76 neon-dotprod neon scalar" "cortex-a53 neon scalar"; do
         read -ra words <<<"$cpu"
-        echo "== aarch64 under qemu, -cpu ${words[0]}"
-        "$qemu" -cpu "${words[0]}" "$work/aarch64/kernels_test" "${words[@]:1}"
+        run "aarch64 under qemu, -cpu ${words[0]}" "$qemu" -cpu "${words[0]}" "$work/aarch64/kernels_test" "${words[@]:1}"
     done
 done
+echo "== all results have the same bits on all processors"

@@ -24,6 +24,7 @@ void multiply_blocks(const Weights& w, const float* x, Range rows, size_t block,
         for (int b = 0; b < B; b++) {
             const size_t column = (block + b) * kLanes, here = std::min(kLanes, w.rows - column);
             const Lanes bias = out.bias ? load(out.bias + column, here) : spread(0);
+#pragma GCC unroll 24  // or totals would lie in memory, for an index that is no constant
             for (int t = 0; t < T; t++) {
                 const size_t at = (row + t) * w.rows + column;
                 Lanes result = total[t][b];

@@ -17,7 +17,11 @@ namespace handlens {
 namespace {
 
 constexpr size_t kRows = 4;
+#ifdef __ARM_FEATURE_DOTPROD
 constexpr int kMaxTokens = 8;  // 8 integer and 8 float totals of the 32 registers, and 4 of codes
+#else
+constexpr int kMaxTokens = 4;  // products on their way take registers too
+#endif
 
 #ifdef __ARM_FEATURE_MATMUL_INT8
 constexpr bool kPairs = true;
@@ -93,7 +97,7 @@ int32x4_t add_products(int32x4_t total, int8x16_t codes, int8x16_t values) {
 
 // Adds the products of half a group for T tokens, whose values lie `next` bytes apart.
 template <int T>
-void add_half(const int8x16_t (&codes)[4], const int8_t* values, size_t next, int32x4_t (&dot)[T]) {
+inline __attribute__((always_inline)) void add_half(const int8x16_t (&codes)[4], const int8_t* values, size_t next, int32x4_t (&dot)[T]) {
     for (int t = 0; t < T; t++) {
         const int8x16_t of_token = vld1q_s8(values + t * next);
         dot[t] = add_products<0>(dot[t], codes[0], of_token);
@@ -113,7 +117,8 @@ int8x16_t last_of_each(int8x16_t a, int8x16_t b) {
 
 // The same for pairs of tokens: dot[t] and dot[t + 1] are both tokens' products with rows 0 and 1, and with rows 2 and 3.
 template <int T>
-void add_half_of_pairs(const int8x16_t (&codes)[4], const int8_t* values, size_t next, int32x4_t (&dot)[T]) {
+inline __attribute__((always_inline)) void add_half_of_pairs(const int8x16_t (&codes)[4], const int8_t* values, size_t next,
+                                                             int32x4_t (&dot)[T]) {
     const int8x16_t upper[2] = {first_of_each(codes[0], codes[1]), first_of_each(codes[2], codes[3])};
     const int8x16_t lower[2] = {last_of_each(codes[0], codes[1]), last_of_each(codes[2], codes[3])};
     for (int t = 0; t < T; t += 2)
@@ -266,9 +271,8 @@ void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, 
 constexpr int kIndependent = 16;
 
 double integer_work(size_t rounds) {
-    int32x4_t total[kIndependent];
+    int32x4_t total[kIndependent] = {};
     int8x16_t a = vdupq_n_s8(3), b = vdupq_n_s8(5);
-    for (int32x4_t& number : total) number = vdupq_n_s32(0);
     for (size_t i = 0; i < rounds; i++)
         for (int k = 0; k < kIndependent; k++) {
 #ifdef __ARM_FEATURE_MATMUL_INT8
@@ -282,8 +286,7 @@ double integer_work(size_t rounds) {
 }
 
 double float_work(size_t rounds) {
-    float32x4_t total[kIndependent], a = vdupq_n_f32(0.5f), b = vdupq_n_f32(0.25f);
-    for (float32x4_t& number : total) number = vdupq_n_f32(0);
+    float32x4_t total[kIndependent] = {}, a = vdupq_n_f32(0.5f), b = vdupq_n_f32(0.25f);
     for (size_t i = 0; i < rounds; i++)
         for (int k = 0; k < kIndependent; k++) {
             total[k] = vfmaq_f32(total[k], a, b);

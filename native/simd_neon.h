@@ -13,89 +13,92 @@ constexpr int kTotals = 6;  // 24 of the 32 registers
 constexpr int kMaxBlocks = 1;
 
 struct Lanes {
-    float32x4_t four[4];
+    float32x4_t first, second, third, fourth;
 };
 
-// The lanes of f(0) ... f(3).
-template <class Function>
-inline __attribute__((always_inline)) Lanes fours(const Function& f) {
-    return {{f(0), f(1), f(2), f(3)}};
+// f of each four lanes.
+template <class Function, class... Several>
+inline __attribute__((always_inline)) Lanes fours(const Function& f, const Several&... x) {
+    return {f(x.first...), f(x.second...), f(x.third...), f(x.fourth...)};
 }
 
-inline float32x4_t widened(uint16x4_t brain) { return vreinterpretq_f32_u32(vshll_n_u16(brain, 16)); }
+inline float32x4_t four(const float* at) { return vld1q_f32(at); }
+inline float32x4_t four(const Half* at) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&at->bits))); }
+inline float32x4_t four(const BrainFloat* at) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(&at->bits), 16)); }
 
-inline Lanes spread(float x) {
-    return fours([&](int) { return vdupq_n_f32(x); });
+inline Lanes spread(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x), vdupq_n_f32(x)}; }
+template <class Number>
+inline Lanes load(const Number* at) {
+    return {four(at), four(at + 4), four(at + 8), four(at + 12)};
 }
-inline Lanes load(const float* at) {
-    return fours([&](int i) { return vld1q_f32(at + 4 * i); });
+inline void store(float* at, const Lanes& x) {
+    vst1q_f32(at, x.first);
+    vst1q_f32(at + 4, x.second);
+    vst1q_f32(at + 8, x.third);
+    vst1q_f32(at + 12, x.fourth);
 }
-inline Lanes load(const float* at, size_t count) {
-    if (count == 16) return load(at);
+// A few lanes go through memory, out of line: what the loops around it sum stays in registers.
+__attribute__((noinline)) Lanes load_few(const float* at, size_t count) {
     float memory[16] = {};
     for (size_t i = 0; i < count; i++) memory[i] = at[i];
     return load(memory);
 }
-inline Lanes load(const Half* at) {
-    return fours([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(&at->bits + 4 * i))); });
-}
-inline Lanes load(const BrainFloat* at) {
-    return fours([&](int i) { return widened(vld1_u16(&at->bits + 4 * i)); });
-}
-inline void store(float* at, const Lanes& x) {
-    for (int i = 0; i < 4; i++) vst1q_f32(at + 4 * i, x.four[i]);
-}
-inline void store(float* at, const Lanes& x, size_t count) {
-    if (count == 16) return store(at, x);
+__attribute__((noinline)) void store_few(float* at, const Lanes& x, size_t count) {
     float memory[16];
     store(memory, x);
     for (size_t i = 0; i < count; i++) at[i] = memory[i];
 }
+inline Lanes load(const float* at, size_t count) { return count == 16 ? load(at) : load_few(at, count); }
+inline void store(float* at, const Lanes& x, size_t count) { return count == 16 ? store(at, x) : store_few(at, x, count); }
 
+using Four = float32x4_t;
 inline Lanes operator+(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vaddq_f32(a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vaddq_f32(x, y); }, a, b);
 }
 inline Lanes operator-(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vsubq_f32(a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vsubq_f32(x, y); }, a, b);
 }
 inline Lanes operator*(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vmulq_f32(a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vmulq_f32(x, y); }, a, b);
 }
 inline Lanes operator/(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vdivq_f32(a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vdivq_f32(x, y); }, a, b);
 }
 inline Lanes fma(const Lanes& a, const Lanes& b, const Lanes& c) {
-    return fours([&](int i) { return vfmaq_f32(c.four[i], a.four[i], b.four[i]); });
+    return fours([](Four x, Four y, Four z) { return vfmaq_f32(z, x, y); }, a, b, c);
 }
-// The instructions vmax and vmin would give no number where one is none.
+// The instructions fmax and fmin would give no number where one is none.
 inline Lanes larger(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vbslq_f32(vcgtq_f32(a.four[i], b.four[i]), a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }, a, b);
 }
 inline Lanes smaller(const Lanes& a, const Lanes& b) {
-    return fours([&](int i) { return vbslq_f32(vcltq_f32(a.four[i], b.four[i]), a.four[i], b.four[i]); });
+    return fours([](Four x, Four y) { return vbslq_f32(vcltq_f32(x, y), x, y); }, a, b);
 }
 inline Lanes power_of_two(const Lanes& x) {
-    return fours([&](int i) {
-        const int32x4_t bits = vshlq_n_s32(vreinterpretq_s32_f32(x.four[i]), 23);
+    return fours([](Four four) {
+        const int32x4_t bits = vshlq_n_s32(vreinterpretq_s32_f32(four), 23);
         return vreinterpretq_f32_s32(vaddq_s32(bits, vdupq_n_s32(0x3f800000)));
-    });
+    }, x);
 }
 
 // The largest magnitude among all lanes, as the bits of the float: as integers they order numbers < infinity < no number.
 inline int32_t largest_bits(const Lanes& a, const Lanes& b) {
-    const auto magnitude = [](float32x4_t x) { return vreinterpretq_s32_f32(vabsq_f32(x)); };
-    int32x4_t most = vdupq_n_s32(0);
-    for (int i = 0; i < 4; i++) most = vmaxq_s32(most, vmaxq_s32(magnitude(a.four[i]), magnitude(b.four[i])));
-    return vmaxvq_s32(most);
+    const Lanes most = fours([](Four x, Four y) {
+        const int32x4_t first = vreinterpretq_s32_f32(vabsq_f32(x)), second = vreinterpretq_s32_f32(vabsq_f32(y));
+        return vreinterpretq_f32_s32(vmaxq_s32(first, second));
+    }, a, b);
+    const auto bits = [](Four x) { return vreinterpretq_s32_f32(x); };
+    return vmaxvq_s32(vmaxq_s32(vmaxq_s32(bits(most.first), bits(most.second)),
+                                vmaxq_s32(bits(most.third), bits(most.fourth))));
 }
 // Stores the nearest integers (ties to even), which fit a byte, and gives their sum.
 inline int32_t store_rounded(int8_t* at, const Lanes& x) {
-    int32x4_t rounded[4];
-    for (int i = 0; i < 4; i++) rounded[i] = vcvtnq_s32_f32(x.four[i]);
-    const int16x8_t low = vcombine_s16(vmovn_s32(rounded[0]), vmovn_s32(rounded[1]));
-    const int16x8_t high = vcombine_s16(vmovn_s32(rounded[2]), vmovn_s32(rounded[3]));
+    const int32x4_t first = vcvtnq_s32_f32(x.first), second = vcvtnq_s32_f32(x.second);
+    const int32x4_t third = vcvtnq_s32_f32(x.third), fourth = vcvtnq_s32_f32(x.fourth);
+    const int16x8_t low = vcombine_s16(vmovn_s32(first), vmovn_s32(second));
+    const int16x8_t high = vcombine_s16(vmovn_s32(third), vmovn_s32(fourth));
     vst1q_s8(at, vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
-    return vaddvq_s32(vaddq_s32(vaddq_s32(rounded[0], rounded[1]), vaddq_s32(rounded[2], rounded[3])));
+    return vaddvq_s32(vaddq_s32(vaddq_s32(first, second), vaddq_s32(third, fourth)));
 }
 
 // 16 rows of 16 numbers turned: to[c * 16 + r] = from[r * stride + c].

@@ -2,6 +2,9 @@
 //
 //     kernels_test [NAME ...]     with names: these sets, and no others, have to be usable
 //
+// Prints what was compared, with a digest of the results, which is the same on every processor, and ends with 1 at the
+// first difference.
+//
 // It needs neither Python nor a framework, so it runs wherever a program can be sent to; see ../cross_test.sh.
 #include <algorithm>
 #include <cmath>
@@ -14,6 +17,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "dispatch.h"
@@ -54,8 +58,22 @@ private:
     uint64_t state;
 };
 
-// How much was compared, a row for each set and each thing.
-std::map<std::pair<size_t, std::string>, size_t> compared;
+// What was compared, a row for each set and each thing.
+struct Row {
+    size_t count = 0;
+    uint64_t digest = 0xcbf29ce484222325;  // FNV-1a, 32 bits at a time
+
+    template <class Number>
+    void add(Number number) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &number, sizeof number);
+        if constexpr (std::is_same_v<Number, float>)
+            if (std::isnan(number)) bits = 0x7fc00000;
+        digest = (digest ^ bits) * 0x100000001b3;
+        count++;
+    }
+};
+std::map<std::pair<size_t, std::string>, Row> compared;
 
 template <class Number>
 bool same(Number a, Number b) {
@@ -68,13 +86,15 @@ bool same(Number a, Number b) {
 template <class Number>
 void compare(size_t set, const std::string& what, const std::string& details, const std::vector<Number>& got,
              const std::vector<Number>& wanted) {
-    for (size_t i = 0; i < wanted.size(); i++)
+    Row& row = compared[{set, what}];
+    for (size_t i = 0; i < wanted.size(); i++) {
+        row.add(got[i]);
         if (!same(got[i], wanted[i])) {
             std::printf("%s: %s (%s) gives %.9g at %zu of %zu, scalar %.9g\n", usable_kernels()[set]->name, what.c_str(),
                         details.c_str(), static_cast<double>(got[i]), i, wanted.size(), static_cast<double>(wanted[i]));
             std::exit(1);
         }
-    compared[{set, what}] += wanted.size();
+    }
 }
 
 // Memory to write results on, with numbers behind it that have to stay as they are.
@@ -365,7 +385,8 @@ int main(int count, char** names) {
     std::setvbuf(stdout, nullptr, _IOLBF, 1 << 12);
     if (!list_sets({names + 1, names + count})) return 1;
     run();
-    for (const auto& [key, numbers] : compared)
-        std::printf("%-14s %-24s %9zu numbers as scalar\n", usable_kernels()[key.first]->name, key.second.c_str(), numbers);
+    for (const auto& [key, row] : compared)
+        std::printf("%-14s %-24s %9zu numbers as scalar, digest %016llx\n", usable_kernels()[key.first]->name,
+                    key.second.c_str(), row.count, static_cast<unsigned long long>(row.digest));
     return 0;
 }
