@@ -260,5 +260,5 @@ def quantize(type: str, plain: str, data: np.ndarray, importance: np.ndarray | N
     columns = data.shape[1] // BLOCKS[plain].nbytes
     block = BLOCKS[type]
     made = np.empty((len(data), columns // block.weights * block.nbytes), np.uint8)
-    largest = native.quantize(type, np.ascontiguousarray(data), plain, columns, importance, made, _isa())
+    largest = native.quantize(type, np.ascontiguousarray(data), plain, columns, importance, made, chosen_isa())
     return made, largest

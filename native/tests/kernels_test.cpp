@@ -164,9 +164,12 @@ struct Packed {
         // Any places will do for a grid; the smallest has three magnitudes.
         std::vector<uint8_t> grid(source.points * source.point_columns);
         for (size_t i = 0; i < grid.size(); i++) grid[i] = static_cast<uint8_t>(i * 7 % 3);
-        const size_t block_rows = weights.interleave * (columns / source.weights * source.nbytes);
-        for (size_t block = 0; block < weights.blocks(); block++)
-            pack_block(source, weights, data.data() + block * block_rows, grid.data(), block, codes.get(), scales.get());
+        const size_t row_bytes = columns / source.weights * source.nbytes;
+        for (size_t block = 0; block < weights.blocks(); block++) {
+            const size_t row = block * weights.interleave;
+            pack_block(source, weights, data.data() + row * row_bytes, std::min(weights.interleave, rows - row), grid.data(),
+                       codes.get() + block * weights.block_bytes(), scales.get() + block * weights.scale_bytes());
+        }
     }
 };
 
