@@ -255,6 +255,7 @@ void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, 
     switch (w.layout) {
         case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
         case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
+        case Layout::q5: return multiply_layout<Layout::q5>(w, x, rows, blocks, out);
         case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
         case Layout::q5_k: return multiply_layout<Layout::q5_k>(w, x, rows, blocks, out);
         case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
