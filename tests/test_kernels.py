@@ -13,7 +13,13 @@ import pytest
 
 import handlens
 from handlens.cpu import ops, reference
-from handlens.cpu.backend import KERNELS_VARIABLE, CpuBackend, choose_arithmetic, describe_arithmetic
+from handlens.cpu.backend import (
+    KERNELS_VARIABLE,
+    CpuBackend,
+    choose_arithmetic,
+    describe_arithmetic,
+    describe_instruction_sets,
+)
 from handlens.cpu.llama import KVCache, Llama, _layer_shapes
 from handlens.cpu.threads import THREADS_VARIABLE, physical_cores, thread_count
 from handlens.errors import InputError
@@ -454,6 +460,21 @@ def test_without_the_native_module_numpy_computes(monkeypatch):
     monkeypatch.delenv(KERNELS_VARIABLE, raising=False)
     monkeypatch.setattr(ops, "native", None)
     assert choose_arithmetic() is reference and "no kernels" in describe_arithmetic()
+    assert describe_instruction_sets() == ""
+
+
+@needs_native
+def test_usable_sets_are_those_that_lack_nothing():
+    lacking = ops.native.lacking()
+    assert [name for name, features in lacking.items() if not features] == isas() and isas()[-1] == "scalar"
+    assert describe_instruction_sets().startswith(f"this processor has {', '.join(isas())}")
+
+
+def test_a_set_that_cannot_run_is_named_with_what_the_processor_lacks():
+    sets = {"neon-i8mm": ["i8mm", "dotprod"], "neon-dotprod": ["dotprod"], "neon": [], "scalar": []}
+    assert ops.describe_sets(sets) == (
+        "this processor has neon, scalar; for neon-i8mm it lacks i8mm, dotprod; for neon-dotprod it lacks dotprod"
+    )
 
 
 def test_a_switch_that_is_neither_on_nor_off_is_an_error(monkeypatch):

@@ -87,7 +87,7 @@ def look(
 def about_program() -> dict[str, Any]:
     """Versions, and what computes on this machine."""
     import handlens
-    from handlens.cpu.backend import describe_arithmetic
+    from handlens.cpu.backend import describe_arithmetic, describe_instruction_sets
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -95,6 +95,7 @@ def about_program() -> dict[str, Any]:
         "python": platform.python_version(),
         "cpu": f"{cpu_name()}, {cores} cores",
         "arithmetic": describe_arithmetic(),
+        "instruction_sets": describe_instruction_sets(),
     }
 
 

@@ -15,6 +15,7 @@ ROWS = (
     ("Python", ("python",), "{}"),
     ("CPU", ("cpu",), "{}"),
     ("arithmetic", ("arithmetic",), "{}"),
+    ("instruction sets", ("instruction_sets",), "{}"),
     ("kind", ("kind",), "{}"),
     ("family", ("title", "family"), "{} ({})"),
 )

@@ -184,6 +184,11 @@ def describe_arithmetic() -> str:
     return f"numpy {np.__version__} with {blas}, float32; {kernels}"
 
 
+def describe_instruction_sets() -> str:
+    """Which kernels this processor can run, for people; empty where none were built."""
+    return ops.describe_sets(ops.native.lacking()) if ops.native else ""
+
+
 def _is_row_independent(llama: Llama) -> bool:
     """Whether no product is left to numpy, whose roundings depend on the number of rows in a call."""
     weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]

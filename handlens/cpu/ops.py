@@ -9,6 +9,7 @@ every instruction set and for any thread count.
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -224,6 +225,13 @@ def description() -> str:
     """How the kernels run here, for people."""
     _start()
     return f"kernels {chosen_isa()}, {native.threads()} threads"
+
+
+def describe_sets(lacking: Mapping[str, Sequence[str]]) -> str:
+    """The instruction sets that this processor has and those it has not, for people: of each what it lacks for it, as
+    `native.lacking()` gives it."""
+    has = f"this processor has {', '.join(name for name, features in lacking.items() if not features)}"
+    return "; ".join([has, *(f"for {name} it lacks {', '.join(lacks)}" for name, lacks in lacking.items() if lacks)])
 
 
 def set_threads(count: int) -> None:
