@@ -19,10 +19,8 @@ NATIVE = lacks("bash", "cmake", "c++")
 CROSS = NATIVE or lacks("aarch64-linux-gnu-g++", QEMU)
 
 
-@pytest.fixture(scope="module")
-def printed() -> dict[str, list[str]]:
-    """What the script prints, by heading, for all targets that can be built here."""
-    targets = ["native"] if CROSS else ["native", "aarch64"]
+def run(*targets: str) -> dict[str, list[str]]:
+    """What the script prints for these targets, by heading."""
     ran = subprocess.run([SCRIPT, *targets], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
     sections = [section.splitlines() for section in ran.stdout.split("== ")[1:]]
@@ -34,7 +32,8 @@ def usable(lines: list[str]) -> list[str]:
 
 
 @pytest.mark.skipif(NATIVE != "", reason=f"not installed: {NATIVE}")
-def test_every_instruction_set_of_this_processor_has_the_bits_of_plain_c(printed):
+def test_every_instruction_set_of_this_processor_has_the_bits_of_plain_c():
+    printed = run("native")
     heading = next(iter(printed))
     assert heading.startswith("native") and usable(printed[heading])[-1] == "scalar"
     for name in usable(printed[heading]):
@@ -45,8 +44,11 @@ def test_every_instruction_set_of_this_processor_has_the_bits_of_plain_c(printed
     assert list(printed)[-1] == "all results have the same bits on all processors"
 
 
+@pytest.mark.slow  # two builds, and five times the program, four of them emulated
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(CROSS != "", reason=f"not installed: {CROSS}")
-def test_arm_processors_find_their_instruction_sets_and_have_the_bits_of_this_one(printed):
+def test_arm_processors_find_their_instruction_sets_and_have_the_bits_of_this_one():
+    printed = run("native", "aarch64")
     sets = {heading.split()[-1]: usable(lines) for heading, lines in printed.items() if heading.startswith("aarch64")}
     assert sets == {
         "max": ["neon-i8mm", "neon-dotprod", "neon", "scalar"],
