@@ -268,6 +268,7 @@ void test_prepare() {
                 for (float& number : x) number *= size;
             else
                 x[columns / 3] = size;
+            if (columns > 1) x[0] = -0.0f;
             for (const auto& [name, kind] : kinds) {
                 const Step step{kind, weight.data(), bias.data(), 1e-6f};
                 Floats wanted = results(columns);
