@@ -8,7 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -171,13 +170,15 @@ void fill(Packed& packed, const Blocks& data, size_t first, const std::optional<
 bool holds(const Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
     const Rows rows = check_rows(packed, data, first, grid);
     const Weights& w = packed.weights;
-    std::vector<uint8_t> codes(w.block_bytes()), scales(w.scale_bytes());
+    const size_t code_bytes = w.block_bytes(), scale_bytes = w.scale_bytes();
+    std::vector<uint8_t> memory(code_bytes + scale_bytes);
+    uint8_t *codes = memory.data(), *scales = codes + code_bytes;
     nb::gil_scoped_release release;
     for (size_t block = 0; block < rows.blocks(); block++) {
-        rows.pack(block, codes.data(), scales.data());
+        rows.pack(block, codes, scales);
         const size_t at = first / w.interleave + block;
-        if (std::memcmp(codes.data(), w.codes + at * codes.size(), codes.size()) ||
-            std::memcmp(scales.data(), w.scales + at * scales.size(), scales.size()))
+        if (!std::equal(codes, scales, w.codes + at * code_bytes) ||
+            !std::equal(scales, scales + scale_bytes, w.scales + at * scale_bytes))
             return false;
     }
     return true;

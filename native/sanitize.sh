@@ -25,6 +25,6 @@ runtimes=$(for name in libasan.so libubsan.so; do ${CC:-gcc} -print-file-name=$n
 cd "$work/tree"
 tests=("$@")
 [ ${#tests[@]} -gt 0 ] || mapfile -t tests < <(ls tests/test_*kernels*.py tests/test_pack*.py tests/test_quantiz*.py 2>/dev/null)
-# Python itself keeps memory until its end, which is no leak of ours.
+# Python itself keeps memory until its end, which is no leak of ours. What a sanitizer says is not captured.
 LD_PRELOAD=$runtimes ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-    PYTHONPATH=$work/tree HANDLENS_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider --timeout 1200 "${tests[@]}"
+    PYTHONPATH=$work/tree HANDLENS_REQUIRE_NATIVE=1 OMP_NUM_THREADS=1 "$python" -m pytest -q --capture sys -p no:cacheprovider --timeout 1200 "${tests[@]}"
