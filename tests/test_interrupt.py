@@ -55,7 +55,7 @@ def interrupted(process: subprocess.Popen) -> tuple[float, bytes, bytes]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="signals of another kind")
-@pytest.mark.parametrize("share", [0.3, 0.6])
+@pytest.mark.parametrize("share", [0.2, 0.4])
 def test_while_an_image_is_encoded(command, share):
     whole = start(command, "--json", "--max-new-tokens", "1")
     started = time.perf_counter()

@@ -232,8 +232,13 @@ def test_closing_early_ends_a_beam_search(torch_chat):
         if len(steps) == 2:
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
-    with hooked(torch_chat.generator.model.llm, interrupt) as steps, pytest.raises(KeyboardInterrupt):
-        torch_chat.reply(conversation(0), params)
+    # A job in the background was started with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with hooked(torch_chat.generator.model.llm, interrupt) as steps, pytest.raises(KeyboardInterrupt):
+            torch_chat.reply(conversation(0), params)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert threads() == []
     assert len(steps) < 100
 
