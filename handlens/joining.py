@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from handlens.atomic import replacing
+from handlens.conversion import check_targets
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf.keys import holds_projector, is_projector, read_config
 from handlens.gguf.reader import GGUFFile
@@ -31,7 +32,7 @@ def join(model: Path, mmproj: Path, out: Path, *, card: str | None = None, overw
     if holds_projector(language):
         raise InputError(f"{model} holds its projector already")
     read_config(language, projector)
-    _check_new(out, overwrite)
+    check_targets([out], overwrite)
     if shared := language.tensors.keys() & projector.tensors.keys():
         raise ModelFileError(f"{model} and {mmproj} both have a tensor {min(shared)}; they are no pair")
     # A joined file is another file, so the seals of its parts are not its own.
@@ -58,10 +59,7 @@ def split(source: Path, model_out: Path, mmproj_out: Path, *, overwrite: bool = 
     joined = GGUFFile(source)
     if is_projector(joined) or not holds_projector(joined):
         raise InputError(f"{source} holds no language model with its projector, so there is nothing to split")
-    if model_out == mmproj_out:
-        raise InputError(f"both files would be {model_out}; give them different names")
-    _check_new(model_out, overwrite)
-    _check_new(mmproj_out, overwrite)
+    check_targets([model_out, mmproj_out], overwrite)
     if PROJECTOR_KEYS in joined.metadata:
         contents = [
             _taken(joined, names, prefix)
@@ -103,8 +101,3 @@ def _sorted_out(joined: GGUFFile) -> list[Mapping[str, tuple[str, Any]]]:
     language = {key: value for key, value in keys.items() if not key.startswith("clip.")}
     projector = {key: value for key, value in keys.items() if key.startswith((*PROJECTOR_PREFIXES, "general."))}
     return [language, projector | {"general.architecture": ("str", "clip")}]
-
-
-def _check_new(path: Path, overwrite: bool) -> None:
-    if path.exists() and (path.is_dir() or not overwrite):
-        raise InputError(f"{path} is there already; name another file, or say that it may be replaced")

@@ -8,7 +8,8 @@ from typing import Any
 
 from handlens.atomic import replacing
 from handlens.config import FAMILIES
-from handlens.errors import InputError, ModelFileError
+from handlens.conversion import check_targets
+from handlens.errors import ModelFileError
 from handlens.gguf.convert import LLAMA3_TEMPLATE
 from handlens.gguf.keys import DEFAULT_VERSION, is_projector, vision_blocks
 from handlens.gguf.reader import GGUFFile
@@ -21,8 +22,7 @@ Changes = dict[str, tuple[tuple[str, Any], str]]
 
 def repair(source: Path, out: Path, *, overwrite: bool = False) -> list[str]:
     """Writes the file without its known faults and says what was changed; nothing is written if nothing was wrong."""
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} is there already; name another file, or say that it may be replaced")
+    check_targets([out], overwrite)
     file = GGUFFile(source)
     changes = _projector_changes(file) if is_projector(file) else _language_changes(file)
     if changes:

@@ -62,8 +62,8 @@ FLOORS = {
         "weights",
     },
     "ollama": {"config", "engine", "errors", "prompts", "weights"},
-    "joining": {"atomic", "errors", "gguf", "proof"},
-    "repair": {"atomic", "config", "errors", "gguf", "proof"},
+    "joining": {"atomic", "conversion", "errors", "gguf", "proof"},
+    "repair": {"atomic", "config", "conversion", "errors", "gguf", "proof"},
     "conversion": {
         "atomic",
         "checkpoint",

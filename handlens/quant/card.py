@@ -12,7 +12,7 @@ from handlens.decode import open_image
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import InputError
 from handlens.measure import decode_seconds, prefill_seconds, weight_bytes
-from handlens.proof.check import open_files, worst_error
+from handlens.proof.check import Opened, open_files, worst_error
 from handlens.weights import ModelFiles
 
 #: Tokens of a text that are read together, and of which each but the first is predicted from those before.
@@ -64,7 +64,7 @@ def measure_card(
     rows = []
     for name, files in models:
         tell(f"{name}: loading")
-        chat = load(files.model, files.mmproj)
+        chat, opened = load(files.model, files.mmproj), open_files(files)
         found, losses, differences = [], [], []
         for number, (logits, targets) in enumerate(_predictions(chat, text)):
             tell(f"{name}: reading the text, piece {number + 1}")
@@ -81,12 +81,12 @@ def measure_card(
                 name=name,
                 language_bytes=files.model.stat().st_size,
                 projector_bytes=files.mmproj.stat().st_size if files.mmproj else 0,
-                bits=_bits(files),
+                bits=_bits(opened),
                 perplexity=float(np.exp(np.concatenate(losses).mean())),
                 divergence=float(np.concatenate(differences).mean()) if differences else 0.0,
                 same_token=float(np.concatenate(found).mean()) if found else 1.0,
                 accuracy=_accuracy(chat, questions, lambda done, name=name: tell(f"{name}: question {done}")),
-                stage_error=worst_error(open_files(files), lambda what, name=name: tell(f"{name}: {what}")),
+                stage_error=worst_error(opened, lambda what, name=name: tell(f"{name}: {what}")),
                 **_speeds(chat),
                 weights_in_memory=weight_bytes(chat.generator.backend),
             )
@@ -181,8 +181,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def _bits(files: ModelFiles) -> float:
-    tensors = open_files(files).language.tensors.values()
+def _bits(opened: Opened) -> float:
+    tensors = opened.language.tensors.values()
     return 8 * sum(tensor.nbytes for tensor in tensors) / sum(int(np.prod(tensor.shape)) for tensor in tensors)
 
 
