@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from handlens.backend import Progress
 from handlens.decode import Limits
+from handlens.engine.loops import until_loop
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, InputError
 from handlens.processor import Inputs, Processor, as_messages
@@ -128,6 +129,8 @@ class Chat:
     def run(self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None) -> Iterator[str]:
         """Pieces of the answer to prepared inputs."""
         ids = self.generator.generate(inputs, params, self.processor.stop_ids, progress)
+        if self.config.family.ends_loops:
+            ids = until_loop(ids)
         return stripped(until_stop(self._text(ids), params.stop))
 
     def _text(self, ids: Iterable[int]) -> Iterator[str]:

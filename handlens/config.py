@@ -73,6 +73,7 @@ class Family:
     scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
+    ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()
 
@@ -112,6 +113,7 @@ FAMILIES = {
             query_num=64,
             position_mode="grid_2d",
             template="llama3",
+            ends_loops=True,
             slices=SliceOptions(scale_resolution=224),
         ),
     )

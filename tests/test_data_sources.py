@@ -250,6 +250,16 @@ def test_a_client_that_fails_is_quoted(tmp_path, monkeypatch):
     assert not list((tmp_path / "packages" / "npm").iterdir())
 
 
+def test_packages_may_be_kept_in_a_folder_named_from_here(tmp_path, monkeypatch):
+    client = tmp_path / "npm"
+    client.write_text("#!/bin/sh\nmkdir package && echo hello > package/words.txt && tar czf thing.tgz package\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    folder = packages.unpacked("npm", "thing", "1.0", Path("kept"))
+    assert (folder / "package" / "words.txt").read_text() == "hello\n"
+
+
 def test_held_out_does_not_depend_on_case():
     for word in ("Straße", "STRASSE", "ΣΟΦΟΣ", "İzmir", "Київ"):
         assert len({lexicon.held_out(form) for form in (word, word.casefold(), word.upper().casefold())}) == 1

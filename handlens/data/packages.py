@@ -47,7 +47,7 @@ def unpacked(ecosystem: str, name: str, version: str, packages: Path) -> Path:
     """The folder with a package's files; what an earlier call unpacked under `packages` is used again."""
     if ecosystem == "extra":
         return Path(importlib.util.find_spec(name).origin).parent
-    folder = packages / ecosystem / f"{name}-{version}".replace("/", "-").rstrip("-")
+    folder = packages.absolute() / ecosystem / f"{name}-{version}".replace("/", "-").rstrip("-")
     if folder.exists():
         return folder
     download = folder.with_name(f".{folder.name}.download")

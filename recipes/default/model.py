@@ -34,7 +34,7 @@ class Mini(nn.Module):
         mean, std = (torch.tensor(x, device=pixels.device) for x in (vision.image_mean, vision.image_std))
         colours = pixels.unflatten(-1, (3, -1)).float() / 255
         patches = ((colours - mean[:, None]) / std[:, None]).flatten(-2)
-        return self.vpm(patches, position_ids, patch_mask)
+        return self.vpm(patches.to(self.vpm.post_layernorm.weight.dtype), position_ids, patch_mask)
 
     def vectors(self, features: Tensor, places: Tensor, patch_mask: Tensor | None) -> Tensor:
         """The query vectors [S, Q, W] of features [S, L, D] at places [S, L, 2], the (row, column) of each patch."""
@@ -98,7 +98,7 @@ class VisionLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         attn, normed = self.self_attn, self.layer_norm1(x)
         q, k, v = (_split(attn[name](normed), self.heads) for name in ("q_proj", "k_proj", "v_proj"))  # [S, H, L, d]
-        x = x + attn["out_proj"](_join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+        x = x + attn["out_proj"](_join(_attend(q, k, v, mask)))
         inner = F.gelu(self.mlp["fc1"](self.layer_norm2(x)), approximate="tanh")
         return x + self.mlp["fc2"](inner)
 
@@ -125,11 +125,11 @@ class Resampler(nn.Module):
         kv = self.ln_kv(self.kv_proj(features))  # [S, L, W]
         positions = torch.cat([self.axis[places[..., 1]], self.axis[places[..., 0]]], dim=-1)
         weights, biases = self.attn.in_proj_weight.chunk(3), self.attn.in_proj_bias.chunk(3)
-        read = (self.ln_q(self.query)[None], kv + positions, kv)  # positions are in the keys only
+        read = (self.ln_q(self.query)[None], kv + positions.to(kv.dtype), kv)  # positions are in the keys only
         q, k, v = (_split(F.linear(x, *layer), self.heads) for x, *layer in zip(read, weights, biases, strict=True))
         mask = None if patch_mask is None else patch_mask[:, None, None]
         q = q.expand(len(features), -1, -1, -1)  # [S, H, Q, d]
-        out = self.attn.out_proj(_join(F.scaled_dot_product_attention(q, k, v, attn_mask=mask)))
+        out = self.attn.out_proj(_join(_attend(q, k, v, mask)))
         return self.ln_post(out) @ self.proj
 
 
@@ -183,8 +183,9 @@ class LlamaLayer(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v)
         k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
-        read = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        x = x + attn["o_proj"](_join(read))
+        if mask is None and not q.is_cuda:
+            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
+        x = x + attn["o_proj"](_join(_attend(q, k, v, mask, causal=mask is None)))
         normed = self.post_attention_layernorm(x)
         return x + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed))
 
@@ -215,6 +216,17 @@ def _split(x: Tensor, heads: int) -> Tensor:
 def _join(x: Tensor) -> Tensor:
     """[., H, n, d] -> [., n, H * d]"""
     return x.transpose(1, 2).flatten(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool = False) -> Tensor:
+    """What queries [., H, n, d] read from keys and values [., H, m, d] where the mask is True."""
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    # On a CPU torch's own attention takes several times as long to go back through as these products do.
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [., H, n, m]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

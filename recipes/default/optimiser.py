@@ -1,14 +1,15 @@
 """How weights change: Muon for the matrices of layers, AdamW for everything else.
 
 Muon (K. Jordan and others, 2024) makes every update of a matrix orthogonal, so that no direction is left behind; here
-it needs a quarter of AdamW's steps to begin to read (LOG.md). torch has one too, but it computes in bfloat16, for which
-few processors have fast instructions.
+it needs a quarter of AdamW's steps to begin to read (LOG.md). The iteration runs in bfloat16 where that is fast.
 """
 
 from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+
+from recipes.default.precision import has_matrix_units
 
 WEIGHT_DECAY = 0.05
 MOMENTUM = 0.95
@@ -73,11 +74,11 @@ class Muon:
 def orthogonal(matrices: Tensor) -> Tensor:
     """About the nearest orthogonal matrix to each of [k, rows, columns], by Newton and Schulz' iteration."""
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16) if matrices.is_cuda else matrices
+    x = matrices.to(torch.bfloat16) if matrices.is_cuda or has_matrix_units() else matrices
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)

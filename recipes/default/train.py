@@ -28,6 +28,7 @@ from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
 from recipes.default.model import DenseHead, Mini
 from recipes.default.optimiser import Optimiser
+from recipes.default.precision import PRECISIONS, Twins, has_matrix_units
 from recipes.default.presets import PRESETS, Preset, model_config
 from recipes.default.stages import STAGES, Stage, stage_at, stage_named
 from recipes.default.start import initialise
@@ -64,6 +65,7 @@ class Options:
     check_minutes: float
     save_minutes: float
     compile: bool
+    precision: str
 
 
 class Trainer:
@@ -87,8 +89,13 @@ class Trainer:
         self.model.to(self.device)
         self.head.to(self.device)
         self.optimiser = Optimiser(self.model, self.head)
+        half = has_matrix_units() if options.precision == "auto" else options.precision == "bfloat16"
+        self.autocast = self.device.type == "cuda" and options.precision != "float32"
+        self.twins = Twins(self.model, self.head) if half and self.device.type == "cpu" else None
+        #: What computes; what learns is `model` and `head`.
+        self.worker, self.worker_head = self.twins.copies if self.twins else (self.model, self.head)
         if options.compile:
-            for layer in [*self.model.vpm.encoder["layers"], *self.model.language.layers]:
+            for layer in [*self.worker.vpm.encoder["layers"], *self.worker.language.layers]:
                 layer.compile(dynamic=True)
         self.plan = Plan(
             self.config,
@@ -128,13 +135,14 @@ class Trainer:
 
     def losses(self, batch: dict[str, Tensor], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what it is made of: numbers for the log."""
+        model = self.worker
         with self._autocast():
             patch_mask = None if batch["patch_mask"].all() else batch["patch_mask"]
             with torch.set_grad_enabled("vpm" in stage.trains):
-                features = self.model.features(batch["pixels"], batch["position_ids"], patch_mask)
+                features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
             total, parts = features.new_zeros(()), {}
             if stage.dense and len(batch["cells"]):
-                logits = self.head(features, batch["cells"]).float()
+                logits = self.worker_head(features, batch["cells"]).float()
                 classes = batch["classes"]
                 weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0)
                 each = F.cross_entropy(logits, classes, reduction="none")
@@ -144,22 +152,26 @@ class Trainer:
                 parts["dense_right"] = (logits.argmax(dim=-1) == classes)[glyphs].float().mean()
                 total = total + stage.dense * dense
             if stage.answers:
-                vectors = self.model.vectors(features, batch["places"], patch_mask)
-                embedded = self.model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
-                hidden = self.model.language(embedded).flatten(0, 1)[batch["label_index"]]
-                each = F.cross_entropy(self.model.logits(hidden).float(), batch["labels"], reduction="none")
+                vectors = model.vectors(features, batch["places"], patch_mask)
+                embedded = model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
+                hidden = model.language(embedded).flatten(0, 1)[batch["label_index"]]
+                each = F.cross_entropy(model.logits(hidden).float(), batch["labels"], reduction="none")
                 parts["answers"] = each.mean().detach()
                 parts["each"] = each.detach()
                 total = total + stage.answers * each.mean()
         return total, parts
 
     def _autocast(self):
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+        return torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext()
 
     def step(self, batch: dict[str, Tensor], stage: Stage, number: int) -> dict[str, Tensor]:
         loss, parts = self.losses(batch, stage)
         loss.backward()
+        if self.twins:
+            self.twins.hand_over_gradients()
         parts["gradient"] = self.optimiser.step(self.rate(stage, number), CLIP)
+        if self.twins:
+            self.twins.take_weights()
         return parts
 
     # -- the run -------------------------------------------------------------------------------------------------------
@@ -201,7 +213,7 @@ class Trainer:
             draw_curves(options.out)
 
     def _freeze(self, stage: Stage) -> None:
-        for name, part in (("vpm", self.model.vpm), ("resampler", self.model.resampler), ("llm", self.model.llm)):
+        for name, part in (("vpm", self.worker.vpm), ("resampler", self.worker.resampler), ("llm", self.worker.llm)):
             part.requires_grad_(name in stage.trains)
 
     def _stop(self, *_) -> None:
@@ -212,7 +224,7 @@ class Trainer:
         """Reads the held-out set of the stage; writes numbers and a sheet."""
         held = held_out(replace(self.plan, seed=0), stage)
         with self._autocast():
-            answered = answer(self.model, self.tokenizer, held, self.device)
+            answered = answer(self.worker, self.tokenizer, held, self.device)
         window.write(
             self.state,
             stage,
@@ -306,6 +318,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--check-minutes", type=float, default=5.0, help="how often the held-out set is read (default 5)")
     add("--save-minutes", type=float, default=2.0, help="how often weights are written (default 2)")
     add("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="torch.compile")
+    add("--precision", choices=PRECISIONS, default="auto", help="of the products (default: bfloat16 where it is fast)")
     return Options(**vars(parser.parse_args(arguments)))
 
 
