@@ -15,6 +15,7 @@ from PIL import Image
 from handlens.chat import load
 from handlens.data.sample import HELD_OUT, TRAIN, Sample
 from handlens.engine.sampling import SamplingParams
+from handlens.errors import InputError
 from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
 from handlens.tokenizer import Tokenizer
@@ -25,8 +26,10 @@ from recipes.default.decode import greedy
 from recipes.default.export import export
 from recipes.default.feed import Feed, Plan, batches
 from recipes.default.model import CELLS, DenseHead, Mini
+from recipes.default.precision import Twins
 from recipes.default.presets import PRESETS, model_config
 from recipes.default.stages import STAGES, stage_at, stage_named
+from recipes.default.resume import keep, resume
 from recipes.default.start import initialise
 from recipes.default.train import main
 from recipes.default.weights import State, load_run, save_run
@@ -145,6 +148,31 @@ def test_cached_greedy_answers_are_those_of_full_forwards(run):
         assert answers[number] == expected
 
 
+def test_twins_in_half_precision_compute_the_same_and_hand_their_gradients_over(run):
+    config, model, head, folder = run
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    example = encoder.example(noise(90, 30), 0, np.random.default_rng(0))
+    twins = Twins(model, head)
+    twin, _ = twins.copies
+    assert twin.language.frequencies.dtype == torch.float32 and next(twin.parameters()).dtype == torch.bfloat16
+    for one in (model, twin):
+        one.language(embedded(one, [example])).float().square().mean().backward()
+    exact = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    twins.hand_over_gradients()
+    assert all(parameter.grad is None for parameter in twin.parameters())
+    for name, gradient in exact.items():
+        handed = model.get_parameter(name).grad
+        assert handed.dtype == torch.float32
+        if gradient.numel() > 1000:
+            assert torch.cosine_similarity(handed.ravel(), gradient.ravel(), dim=0) > 0.98, name
+    model.zero_grad()
+    with torch.no_grad():
+        model.resampler.proj += 1.0
+        twins.take_weights()
+        torch.testing.assert_close(twin.resampler.proj.float(), model.resampler.proj, atol=0, rtol=0.01)
+        model.resampler.proj -= 1.0
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_run_goes_on_from_what_it_wrote(run, tmp_path, half):
     config, model, head, folder = run
@@ -160,6 +188,23 @@ def test_a_run_goes_on_from_what_it_wrote(run, tmp_path, half):
     fewer = DenseHead(config.vision.hidden_size, 10)
     load_run(tmp_path, other, fewer, (*CLASSES[:9], "字"))
     torch.testing.assert_close(fewer.classify.weight[:9], head.classify.weight[:9])
+
+
+def test_training_goes_on_from_the_exported_pair_and_what_was_kept(run, tmp_path):
+    config, model, head, folder = run
+    export(folder, tmp_path / "mini.gguf", "F32")
+    keep(folder, tmp_path / "kept")
+    resume(tmp_path / "run", tmp_path / "mini.gguf", tmp_path / "kept")
+    other, other_head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    assert load_run(tmp_path / "run", other, other_head, CLASSES).minutes == 3.5
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], tensor, atol=2e-3, rtol=2e-3)  # the patch kernel is F16
+    torch.testing.assert_close(other_head.classify.weight, head.classify.weight, atol=1e-2, rtol=1e-2)
+    ours = Tokenizer.from_file(folder / "tokenizer.json")
+    theirs = Tokenizer.from_file(tmp_path / "run" / "tokenizer.json")
+    assert [theirs.encode(line) for line in lines(100)] == [ours.encode(line) for line in lines(100)]
+    with pytest.raises(InputError, match="is not empty"):
+        resume(tmp_path / "run", tmp_path / "mini.gguf", tmp_path / "kept")
 
 
 def test_the_exported_pair_answers(run, tmp_path):

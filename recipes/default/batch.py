@@ -31,6 +31,10 @@ BLANK, OTHER = 0, 1
 CHARACTERS = {character: number for number, character in enumerate(CLASSES)}
 #: The share of the blank cells that is looked at. Most cells are blank; few of them teach as much.
 BLANKS_KEPT = 0.25
+#: What lengths of arrays are rounded up to.
+PATCH_STEP, TOKEN_STEP, CELL_STEP, LABEL_STEP = 16, 32, 2048, 512
+#: A class or a label that only fills up; torch's cross entropy passes over it.
+IGNORED = -100
 #: Slices in which more glyphs than this share a cell with another are too small to be read: they get no labels.
 MOST_CROWDED = 0.1
 
@@ -146,19 +150,34 @@ def _cells(sample: Sample, scale_x, scale_y, left, top, tgt_size, patch: int, rn
     return cells
 
 
+def shape_of(example: Example) -> tuple[int, int, int]:
+    """How many slices an example has, and to how many patches a slice and how many tokens it is padded."""
+    patches = _up(max(map(len, example.slices)), PATCH_STEP)
+    return len(example.slices), patches, _up(len(example.input_ids), TOKEN_STEP)
+
+
+def _up(count: int, step: int) -> int:
+    return -(-count // step) * step
+
+
+def _padded(numbers: np.ndarray, step: int, value: int) -> np.ndarray:
+    """The numbers [n], and so many more of one value that their count is a multiple of `step`."""
+    return np.pad(numbers, (0, _up(len(numbers), step) - len(numbers)), constant_values=value)
+
+
 def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.ndarray]:
-    """The arrays of one step.
+    """The arrays of one step. Their lengths are rounded up, so that there are few different ones.
 
     pixels uint8 [S, L, 3 * p * p], position_ids and places [S, L] and [S, L, 2], patch_mask [S, L] (False at padding);
     cells [m] counted through [S, L, cells], and their classes [m]; input_ids [B, n]; vectors [v], counted through
     [S, Q], go to vector_index [v], and labels [t] are predicted at label_index [t], both counted through [B, n];
-    label_row [t], the example of a label.
+    label_row [t], the example of a label. Classes and labels that stand behind the end are IGNORED.
     """
     queries, side = config.resampler.query_num, config.vision.position_side
     slices = [patches for example in examples for patches in example.slices]
     tgt_sizes = [size for example in examples for size in example.tgt_sizes]
     classes = [cells for example in examples for cells in example.cells]
-    longest = max(map(len, slices))
+    longest = _up(max(map(len, slices)), PATCH_STEP)
     per_patch = CELLS[0] * CELLS[1]
     pixels = np.zeros((len(slices), longest, slices[0].shape[1]), np.uint8)
     position_ids = np.zeros((len(slices), longest), np.int64)
@@ -174,8 +193,9 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         every_cell[number, : count * per_patch] = classes[number]
     every_cell = every_cell.ravel()
     cells = np.flatnonzero(every_cell >= 0)
+    classes = _padded(every_cell[cells], CELL_STEP, IGNORED)
 
-    length = max(len(example.input_ids) for example in examples)
+    length = _up(max(len(example.input_ids) for example in examples), TOKEN_STEP)
     input_ids = np.zeros((len(examples), length), np.int64)
     vectors, vector_index, label_index, labels, label_row = [], [], [], [], []
     for number, example in enumerate(examples):
@@ -192,12 +212,12 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         "position_ids": position_ids,
         "places": places,
         "patch_mask": patch_mask,
-        "cells": cells,
-        "classes": every_cell[cells],
+        "cells": _padded(cells, CELL_STEP, 0),
+        "classes": classes,
         "input_ids": input_ids,
         "vectors": np.concatenate(vectors),
         "vector_index": np.concatenate(vector_index),
-        "label_index": np.concatenate(label_index),
-        "labels": np.concatenate(labels),
-        "label_row": np.concatenate(label_row),
+        "label_index": _padded(np.concatenate(label_index), LABEL_STEP, 0),
+        "labels": _padded(np.concatenate(labels), LABEL_STEP, IGNORED),
+        "label_row": _padded(np.concatenate(label_row), LABEL_STEP, 0),
     }

@@ -3,6 +3,7 @@
 import logging
 import queue
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +19,11 @@ from handlens.data.make import draw
 from handlens.data.sample import TRAIN, Sample
 from handlens.data.sources import Sources
 from handlens.tokenizer import Tokenizer
-from recipes.default.batch import Encoder, Example, collate
+from recipes.default.batch import Encoder, Example, collate, shape_of
 from recipes.default.stages import Stage
 
 logger = logging.getLogger("handlens")
 
-#: Batches' worth of examples that are sorted by size at a time, so that those of a batch are alike.
-POOL = 8
 #: Batches that each process makes ahead.
 AHEAD = 3
 #: English is drawn this much more often than any other language.
@@ -79,28 +78,20 @@ def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterato
 
 
 def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
-    """Batches without end: the tasks of the examples, and the tensors of `collate`."""
-    source = examples(plan, stage, seed)
-    rng = np.random.default_rng([seed, 1])
-    while True:
-        pool, cost = [], 0
-        while cost < POOL * plan.cost:
-            pool.append(next(source))
-            cost += pool[-1].cost(bool(stage.answers))
-        pool.sort(key=lambda example: (max(map(len, example.slices)), len(example.input_ids)))
-        chunks: list[list[Example]] = [[]]
-        used = 0
-        for example in pool:
-            cost = example.cost(bool(stage.answers))
-            if chunks[-1] and used + cost > plan.cost:
-                chunks.append([])
-                used = 0
-            chunks[-1].append(example)
-            used += cost
-        for number in rng.permutation(len(chunks)):
-            arrays = collate(chunks[number], plan.config)
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            yield [example.sample.task for example in chunks[number]], tensors
+    """Batches without end: the tasks of the examples, and the tensors of `collate`.
+
+    A batch is full of examples of one shape, as many as cost `plan.cost` together. So there are few shapes of tensors:
+    compilers and libraries prepare themselves for each shape that they meet, which takes as long as a step.
+    """
+    waiting: dict[tuple[int, int, int], list[Example]] = defaultdict(list)
+    for example in examples(plan, stage, seed):
+        shape = slices, patches, tokens = shape_of(example)
+        chosen = waiting[shape]
+        chosen.append(example)
+        if len(chosen) >= plan.cost // (slices * patches + bool(stage.answers) * tokens):
+            del waiting[shape]
+            tensors = {name: torch.from_numpy(array) for name, array in collate(chosen, plan.config).items()}
+            yield [one.sample.task for one in chosen], tensors
 
 
 class Feed:

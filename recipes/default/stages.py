@@ -15,6 +15,7 @@ class Stage:
     trains: tuple[str, ...] = ("vpm", "resampler", "llm")
     answers: float = 1.0  # the weight of the loss on answers
     dense: float = 0.3  # the weight of the loss on the labels of patches
+    pull: float = 1.0  # how much of the answers' gradient the tower feels: at first it is noise there
     rate: float = 1.0  # a factor of the preset's learning rate
     dropout: float = 0.1  # of merges in answers
     strength: float = 1.0  # of degradations
@@ -29,7 +30,7 @@ STAGES = (
         name="glyphs",
         share=0.15,
         tasks={"word": 0.3, "line": 0.7},
-        strips=(2,),
+        strips=(2, 2, 3),
         trains=("vpm",),
         answers=0.0,
         dense=1.0,

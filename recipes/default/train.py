@@ -22,7 +22,7 @@ from torch import Tensor
 
 from handlens.errors import HandlensError
 from handlens.tokenizer import Tokenizer
-from recipes.default.batch import BLANK, CLASSES
+from recipes.default.batch import BLANK, CLASSES, IGNORED
 from recipes.default.check import answer, character_error_rate, exact, held_out, sheet
 from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
@@ -144,21 +144,24 @@ class Trainer:
             if stage.dense and len(batch["cells"]):
                 logits = self.worker_head(features, batch["cells"]).float()
                 classes = batch["classes"]
-                weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0)
+                weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0) * (classes != IGNORED)
                 each = F.cross_entropy(logits, classes, reduction="none")
                 dense = (each * weights).sum() / weights.sum()
-                glyphs = classes != BLANK
+                glyphs = classes > BLANK
                 parts["dense"] = dense.detach()
                 parts["dense_right"] = (logits.argmax(dim=-1) == classes)[glyphs].float().mean()
                 total = total + stage.dense * dense
             if stage.answers:
+                if stage.pull < 1:
+                    features = torch.lerp(features.detach(), features, stage.pull)
                 vectors = model.vectors(features, batch["places"], patch_mask)
                 embedded = model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
                 hidden = model.language(embedded).flatten(0, 1)[batch["label_index"]]
                 each = F.cross_entropy(model.logits(hidden).float(), batch["labels"], reduction="none")
-                parts["answers"] = each.mean().detach()
+                answers = each.sum() / (batch["labels"] != IGNORED).sum()
+                parts["answers"] = answers.detach()
                 parts["each"] = each.detach()
-                total = total + stage.answers * each.mean()
+                total = total + stage.answers * answers
         return total, parts
 
     def _autocast(self):
@@ -264,7 +267,7 @@ class Window:
             names = sorted(set(tasks))
             numbers = torch.tensor([names.index(task) for task in tasks], device=each.device)[batch["label_row"]]
             for number, name in enumerate(names):
-                self.by_task[name].append(each[numbers == number].mean())
+                self.by_task[name].append(each[(numbers == number) & (batch["labels"] != IGNORED)].mean())
         for name, value in parts.items():
             self.parts[name].append(value)
         self.counts["steps"] += 1

@@ -65,7 +65,7 @@ def load_run(out: Path, model: Mini, head: DenseHead, classes: tuple[str, ...]) 
     folder = out / MODEL if (out / MODEL).exists() else out / f"{MODEL}.old"
     _, stored = read_checkpoint(folder)
     model.load_state_dict({name: torch.from_numpy(Tensor.from_bits(x).dequantize()) for name, x in stored.items()})
-    saved = load_file(out / HEAD)
+    saved = {name: tensor.float() for name, tensor in load_file(out / HEAD).items()}
     places = {name: row for row, name in enumerate(state.classes)}
     known = [row for row, name in enumerate(classes) if name in places]
     rows = [places[classes[row]] for row in known]
