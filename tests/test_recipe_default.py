@@ -28,8 +28,8 @@ from recipes.default.feed import Feed, Plan, batches
 from recipes.default.model import CELLS, DenseHead, Mini
 from recipes.default.precision import Twins
 from recipes.default.presets import PRESETS, model_config
-from recipes.default.stages import STAGES, stage_at, stage_named
 from recipes.default.resume import keep, resume
+from recipes.default.stages import STAGES, stage_at, stage_named
 from recipes.default.start import initialise
 from recipes.default.train import main
 from recipes.default.weights import State, load_run, save_run
