@@ -15,6 +15,7 @@ class Stage:
     trains: tuple[str, ...] = ("vpm", "resampler", "llm")
     answers: float = 1.0  # the weight of the loss on answers
     dense: float = 0.3  # the weight of the loss on the labels of patches
+    spelling: float = 0.0  # the weight of the loss on the characters that the vectors of single lines stand for
     pull: float = 1.0  # how much of the answers' gradient the tower feels: at first it is noise there
     rate: float = 1.0  # a factor of the preset's learning rate
     dropout: float = 0.1  # of merges in answers
@@ -37,9 +38,26 @@ STAGES = (
         strength=0.5,
     ),
     Stage(
-        name="words", share=0.25, tasks={"word": 0.4, "line": 0.6}, strips=(2,), dense=1.0, dropout=0.2, strength=0.5
+        name="words",
+        share=0.25,
+        tasks={"word": 0.4, "line": 0.6},
+        strips=(2, 2, 3),
+        dense=1.0,
+        spelling=0.5,
+        pull=0.1,
+        dropout=0.9,
+        strength=0.5,
     ),
-    Stage(name="lines", share=0.15, tasks={"word": 0.4, "line": 0.6}, strips=(2, 3, 0), dense=0.5),
+    Stage(
+        name="lines",
+        share=0.15,
+        tasks={"word": 0.4, "line": 0.6},
+        strips=(2, 3, 0),
+        dense=0.5,
+        spelling=0.3,
+        pull=0.3,
+        dropout=0.3,
+    ),
     Stage(name="pages", share=0.2, tasks={"line": 0.2, "paragraph": 0.5, "page": 0.3}),
     Stage(name="structures", share=0.15, tasks={"line": 0.2, "page": 0.2, "table": 0.3, "receipt": 0.3}),
     Stage(name="questions", share=0.1, tasks={"line": 0.3, "page": 0.2, "table": 0.25, "receipt": 0.25}, rate=0.3),

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from handlens.errors import HandlensError
 from handlens.tokenizer import Tokenizer
-from recipes.default.batch import BLANK, CLASSES, IGNORED
+from recipes.default.batch import BLANK, CLASSES, IGNORED, OTHER
 from recipes.default.check import answer, character_error_rate, exact, held_out, sheet
 from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
-from recipes.default.model import DenseHead, Mini
+from recipes.default.model import CELLS, DenseHead, Mini
 from recipes.default.optimiser import Optimiser
 from recipes.default.precision import PRECISIONS, Twins, has_matrix_units
 from recipes.default.presets import PRESETS, Preset, model_config
@@ -92,6 +92,9 @@ class Trainer:
         half = has_matrix_units() if options.precision == "auto" else options.precision == "bfloat16"
         self.autocast = self.device.type == "cuda" and options.precision != "float32"
         self.twins = Twins(self.model, self.head) if half and self.device.type == "cpu" else None
+        #: The token of each class of the dense head, the first one where a character has several.
+        ids = [self.tokenizer.encode(name)[0] for name in CLASSES]
+        self.characters = torch.tensor(ids, device=self.device)
         #: What computes; what learns is `model` and `head`.
         self.worker, self.worker_head = self.twins.copies if self.twins else (self.model, self.head)
         if options.compile:
@@ -155,6 +158,10 @@ class Trainer:
                 if stage.pull < 1:
                     features = torch.lerp(features.detach(), features, stage.pull)
                 vectors = model.vectors(features, batch["places"], patch_mask)
+                if stage.spelling:
+                    parts["spelling"] = self._spelling(vectors, batch)
+                    total = total + stage.spelling * parts["spelling"]
+                    parts["spelling"] = parts["spelling"].detach()
                 embedded = model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
                 hidden = model.language(embedded).flatten(0, 1)[batch["label_index"]]
                 each = F.cross_entropy(model.logits(hidden).float(), batch["labels"], reduction="none")
@@ -163,6 +170,21 @@ class Trainer:
                 parts["each"] = each.detach()
                 total = total + stage.answers * answers
         return total, parts
+
+    def _spelling(self, vectors: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """How far the vectors [S, Q, W] are from the embeddings of the characters that stand in their columns.
+
+        Query i begins with a look at column i (start.py). What it finds there is a character's embedding from then on,
+        so a line reaches the decoder as its letters do in a text, and only has to be copied.
+        """
+        known = batch["classes"] > OTHER
+        cells, classes = batch["cells"][known], batch["classes"][known]
+        patches = cells // (CELLS[0] * CELLS[1])
+        slices, columns = patches // batch["places"].shape[1], batch["places"].flatten(0, 1)[patches, 1]
+        inside = columns < vectors.shape[1]
+        found = vectors[slices[inside], columns[inside]]  # [m, W]
+        spelled = self.worker.language.embed_tokens(self.characters)  # [C, W]
+        return F.cross_entropy((found @ spelled.mT).float(), classes[inside])
 
     def _autocast(self):
         return torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext()
