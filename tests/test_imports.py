@@ -41,6 +41,7 @@ FLOORS = {
         "decode",
         "engine",
         "errors",
+        "eval",
         "gguf",
         "measure",
         "proof",

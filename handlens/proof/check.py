@@ -164,10 +164,10 @@ def _largest(tensor: Tensor) -> float:
     return largest / (total / (rows * columns)) ** 0.5 if total else 0.0
 
 
-def worst_error(opened: Opened, tell: Tell = lambda what: None) -> float:
-    """The largest error of a stage of the fast arithmetic, as `check` judges it."""
+def stage_errors(opened: Opened, tell: Tell = lambda what: None) -> dict[str, float]:
+    """Name and error of the stages of the fast arithmetic that `check` judges."""
     slow, fast = truth(opened.config, *opened.tensors), _fast(opened)
-    return max(finding.number for finding in _arithmetic(opened, slow, fast, tell))
+    return {finding.what: finding.number for finding in _arithmetic(opened, slow, fast, tell)}
 
 
 def _arithmetic(opened: Opened, slow: Parts, fast: Parts, tell: Tell) -> Iterator[Finding]:
