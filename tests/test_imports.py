@@ -43,6 +43,7 @@ FLOORS = {
         "errors",
         "eval",
         "gguf",
+        "joining",
         "measure",
         "proof",
         "weights",
