@@ -3,10 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.make_model import published
 from handlens.cli import run
 from handlens.config import FAMILIES
 from handlens.errors import InputError, ModelFileError
@@ -14,6 +16,7 @@ from handlens.gguf import GGUFFile, Tensor, write_gguf
 from handlens.joining import CARD_KEY, join, split
 from handlens.proof.check import BAD, check
 from handlens.proof.probe import probe_picture
+from handlens.proof.rules import broken_rules
 from handlens.proof.seal import digest_of_keys, read_seal, unsealed_metadata
 from handlens.proof.sealing import seal_files
 from handlens.repair import repair
@@ -61,9 +64,43 @@ def test_a_swapped_position_mode_is_found(sealed, tmp_path):
     assert "patch embedding, as sealed" in found and "token embedding, as sealed" not in found
 
 
-def test_a_wrong_mean_is_found(sealed, tmp_path):
-    keys = {"clip.vision.image_mean": ("arr[f32]", [0.48, 0.46, 0.41])}
+@pytest.mark.parametrize("key", ["image_mean", "image_std"])
+def test_a_wrong_mean_or_deviation_is_found(sealed, tmp_path, key):
+    keys = {f"clip.vision.{key}": ("arr[f32]", [0.48, 0.46, 0.41])}
     assert "patch embedding, as sealed" in bad(sealed.model, rewritten(sealed.mmproj, tmp_path / "p.gguf", keys))
+
+
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("handlens.vit_position_mode", ("str", "reference"), "position mode of handlens mini is 'grid_2d'"),
+        ("clip.vision.image_mean", ("arr[f32]", [0.48, 0.46, 0.41]), "mean of pixels is 0.5, 0.5, 0.5"),
+        ("clip.vision.image_std", ("arr[f32]", [0.26, 0.26, 0.27]), "deviation of pixels is 0.5, 0.5, 0.5"),
+    ],
+)
+def test_rules_of_the_design_are_known_without_a_seal(tmp_path, key, value, says):
+    made = tiny.write(tmp_path, tiny.config(FAMILIES["handlens-mini"], scale_resolution=224))
+    assert bad(made.model, made.mmproj) == []
+    other = rewritten(made.mmproj, tmp_path / "p.gguf", {key: value})
+    (finding,) = (f for f in check(ModelFiles(made.model, other)) if f.verdict == BAD)
+    assert finding.what == "rules of the design" and says in finding.detail
+
+
+@pytest.mark.parametrize(
+    "llm, vision, says",
+    [
+        ({"num_hidden_layers": 31}, {}, ["has 32 language layers, the file 31"]),
+        ({"rope_theta": 1e6}, {}, ["RoPE base of MiniCPM-Llama3-V 2.5 is 500000, the file says 1e+06"]),
+        ({}, {"num_hidden_layers": 26}, ["has 27 vision layers, the file 26"]),
+        ({}, {}, []),
+    ],
+)
+def test_the_published_checkpoint_is_known_by_its_width(llm, vision, says):
+    config = published(32, 27)
+    config = replace(config, llm=replace(config.llm, **llm), vision=replace(config.vision, **vision))
+    found = list(broken_rules(config))
+    assert len(found) == len(says) and all(text in sentence for text, sentence in zip(says, found, strict=True))
+    assert list(broken_rules(tiny.config())) == []  # a small model of the family may have other sizes
 
 
 def test_a_doubled_rope_base_is_found(sealed, tmp_path):
@@ -128,10 +165,14 @@ def test_the_projector_of_another_model_is_found(sealed, tmp_path):
     assert finding.verdict == BAD and "MiniCPM-Llama3-V 2.5" in finding.detail
 
 
-def test_a_truncated_file_is_found(sealed, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(sealed.model.read_bytes()[:-1000])
-    (finding,) = check(ModelFiles(tmp_path / "m.gguf", sealed.mmproj))
-    assert finding.verdict == BAD
+@pytest.mark.parametrize("side", ["model", "mmproj"])
+def test_a_truncated_tensor_is_found_and_named(sealed, tmp_path, side):
+    whole = getattr(sealed, side)
+    (tmp_path / "f.gguf").write_bytes(whole.read_bytes()[:-1000])
+    pair = {"model": sealed.model, "mmproj": sealed.mmproj} | {side: tmp_path / "f.gguf"}
+    (finding,) = check(ModelFiles(pair["model"], pair["mmproj"]))
+    with GGUFFile(whole) as file:
+        assert finding.verdict == BAD and list(file.tensors)[-1] in finding.detail
 
 
 def test_a_template_that_ends_no_turn_is_found_and_repaired(sealed, tmp_path):

@@ -16,6 +16,7 @@ from handlens.gguf.reader import GGUFFile
 from handlens.processor import Processor
 from handlens.proof import bounds
 from handlens.proof.probe import probe_ids
+from handlens.proof.rules import broken_rules
 from handlens.proof.seal import Seal, digest, digest_of_keys, make_seal, read_seal, sample, unsealed_metadata
 from handlens.proof.stages import Parts, Stage, chain, distance, errors, language_stages, truth, vision_stages
 from handlens.tokenizer import Tokenizer
@@ -118,6 +119,11 @@ def _known_faults(opened: Opened) -> Iterator[Finding]:
     """Faults that published files have; those that are corrected when a file is read are notices."""
     for notice in opened.config.notices:
         yield Finding("known faults", NOTICE, f"{notice}; handlens convert --repair writes a file without the fault")
+    broken = list(broken_rules(opened.config))
+    for sentence in broken:
+        yield Finding("rules of the design", BAD, sentence)
+    if not broken:
+        yield Finding("rules of the design", GOOD, f"those of {opened.config.family.title}")
     template = opened.language.metadata.get("tokenizer.chat_template")
     stops = [name for name in opened.config.family.tokens.stop if name in opened.tokenizer.special]
     if template is None:
