@@ -10,6 +10,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -418,6 +419,29 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
     tracemalloc.stop()
     one = 512 * 1024
     assert peak < 4 * one < 0.2 * (tmp_path / "out.gguf").stat().st_size
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from handlens.measure import own_peak_memory
+from handlens.quant.quantize import quantize_model
+before = own_peak_memory()
+quantize_model(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+print(own_peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nobody counts")
+@pytest.mark.parametrize("type", ["F16", "Q8_0"])
+def test_pages_of_the_source_leave_memory_when_they_were_written(tmp_path, type):
+    """Tensors that are copied as they are, too."""
+    matrix = np.broadcast_to(np.float16(1), (4096, 1024))
+    tensors = {f"blk.{n}.ffn_up.weight": Tensor.from_bits(np.ascontiguousarray(matrix)) for n in range(24)}
+    write_gguf(tmp_path / "in.gguf", {"general.architecture": ("str", "llama")}, tensors)
+    command = [sys.executable, "-c", PEAK, tmp_path / "in.gguf", tmp_path / "out.gguf", type]
+    grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert grown < 64 << 20 < (tmp_path / "in.gguf").stat().st_size // 2
 
 
 def test_the_command_says_what_it_wrote(made, tmp_path, capsys):

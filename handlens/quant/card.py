@@ -227,7 +227,9 @@ def picture(rows: Sequence[Row], path: Path) -> None:
     sizes = [(row.language_bytes + row.projector_bytes) / 1e6 for row in rows]
     axes.plot(sizes, heights, "o")
     for row, size, height in zip(rows, sizes, heights, strict=True):
-        axes.annotate(row.name, (size, height), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        place = {"xytext": (0, 6), "textcoords": "offset points", "rotation": 60}
+        axes.annotate(row.name, (size, height), fontsize=8, **place)
+    axes.margins(0.08, 0.2)
     axes.set_xlabel("language file and projector, MB")
     axes.set_ylabel(_measured(rows[0].scores) if by_answers else f"same token as {rows[0].name}, %")
     axes.grid(alpha=0.3)
