@@ -13,12 +13,15 @@ from handlens.cli import run
 from handlens.config import FAMILIES
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf import GGUFFile, Tensor, write_gguf
+from handlens.gguf.blocks import BLOCKS, PLAIN
 from handlens.joining import CARD_KEY, join, split
-from handlens.proof.check import BAD, check
+from handlens.proof.check import BAD, check, largest
 from handlens.proof.probe import probe_picture
 from handlens.proof.rules import broken_rules
 from handlens.proof.seal import digest_of_keys, read_seal, unsealed_metadata
 from handlens.proof.sealing import seal_files
+from handlens.quant.encode import TYPES
+from handlens.quant.tensors import quantize_tensor
 from handlens.repair import repair
 from handlens.weights import ModelFiles
 from tests import tiny
@@ -157,6 +160,21 @@ def test_a_block_of_infinite_scale_is_found_without_a_seal(tmp_path):
     findings = {finding.what: finding for finding in check(ModelFiles(other, made.mmproj))}
     assert findings["weights"].verdict == BAD and "blk.0.attn_q.weight" in findings["weights"].detail
     assert findings["language block 0"].verdict == BAD
+
+
+@pytest.mark.parametrize("type", [*PLAIN, *TYPES])
+def test_the_largest_number_is_found_among_all_blocks(type):
+    x = np.random.default_rng(0).standard_normal((300, 512)).astype(np.float32)
+    x[7, 100], x[200, 5] = 3000, -6000
+    tensor = quantize_tensor("some.weight", Tensor.from_array(x), type)
+    numbers = tensor.dequantize()
+    assert largest(tensor) == pytest.approx(np.abs(numbers).max() / np.sqrt(np.square(numbers).mean()), rel=1e-4)
+    assert largest(quantize_tensor("some.weight", Tensor.from_array(np.zeros((4, 512), np.float32)), type)) == 0
+    layout = BLOCKS[type].layout
+    for name in (name for name in layout.names or () if layout[name] == np.float16):
+        broken = tensor.data.copy()
+        broken.reshape(-1).view(layout)[name][123] = np.inf
+        assert largest(Tensor(type, tensor.shape, broken)) == np.inf
 
 
 def test_the_projector_of_another_model_is_found(sealed, tmp_path):

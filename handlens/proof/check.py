@@ -10,7 +10,7 @@ import numpy as np
 from handlens.config import ModelConfig
 from handlens.cpu.backend import DENSE_BYTES, CpuBackend, check_shapes
 from handlens.errors import HandlensError, ModelFileError
-from handlens.gguf.blocks import Tensor
+from handlens.gguf.blocks import BLOCKS, PLAIN, Tensor
 from handlens.gguf.keys import read_config
 from handlens.gguf.reader import GGUFFile
 from handlens.processor import Processor
@@ -26,8 +26,10 @@ GOOD, NOTICE, BAD = "good", "notice", "bad"
 #: Told what is being done, for people who wait.
 Tell = Callable[[str], None]
 
-#: Numbers of a tensor that are looked at together.
-PIECE = 1 << 22
+#: Blocks of a tensor that are looked at together, and its numbers that tell how large they are on the whole.
+PIECE = 1 << 20
+#: Blocks of each piece whose numbers are looked at.
+OUTSTANDING = 64
 
 
 @dataclass(frozen=True)
@@ -144,30 +146,54 @@ def _weights(opened: Opened, tell: Tell) -> Iterator[Finding]:
     for file in opened.files:
         for index, (name, tensor) in enumerate(file.tensors.items()):
             tell(f"looking at the weights of {file.path.name}: {index + 1} of {len(file.tensors)}")
-            largest = _largest(tensor)
+            most = largest(tensor)
             if len(tensor.shape) > 1:
-                worst = max(worst, largest)
-            if not np.isfinite(largest):
+                worst = max(worst, most)
+            if not np.isfinite(most):
                 strange.append(f"{name} ({tensor.type}) holds numbers that are not finite")
-            elif len(tensor.shape) > 1 and largest > bounds.OUTLIER:
-                strange.append(f"{name} ({tensor.type}) holds a number {largest:.0f} times the size of the others")
+            elif len(tensor.shape) > 1 and most > bounds.OUTLIER:
+                strange.append(f"{name} ({tensor.type}) holds a number {most:.0f} times the size of the others")
     verdict = BAD if strange else GOOD
     yield Finding("weights", verdict, "; ".join(strange[:5]) or "all are finite and of one size", worst, bounds.OUTLIER)
 
 
-def _largest(tensor: Tensor) -> float:
-    """The largest number of a tensor as a multiple of their root mean square; not finite where one is not."""
+def largest(tensor: Tensor) -> float:
+    """The largest number of a tensor as a multiple of their root mean square, which some rows tell; not finite where a
+    number, or the scale of a block, is not."""
     rows, columns = tensor.data.shape[0], tensor.shape[-1]
-    step = max(1, PIECE // columns)
-    largest, total = 0.0, 0.0
+    step = max(1, rows * columns // PIECE)
     with np.errstate(invalid="ignore", over="ignore"):
-        for start in range(0, rows, step):
-            numbers = tensor.dequantize(start, min(start + step, rows))
-            largest = max(largest, float(np.abs(numbers).max()))
-            total += float(np.square(numbers, dtype=np.float64).sum())
-            if not np.isfinite(total):
-                return float("inf")
-    return largest / (total / (rows * columns)) ** 0.5 if total else 0.0
+        some = np.concatenate([tensor.dequantize(row, row + 1) for row in range(0, rows, step)])
+        most = max(float(np.abs(block).max()) for block in _outstanding(tensor))
+    norm = float(np.sqrt(np.square(some, dtype=np.float64).mean()))
+    return float("inf") if not (np.isfinite(most) and np.isfinite(norm)) else most / norm if norm else 0.0
+
+
+def _outstanding(tensor: Tensor) -> Iterator[np.ndarray]:
+    """The numbers of the blocks with the largest scales, which hold what could be out of all proportion.
+
+    Bits of floats without their sign are in the order of the numbers, infinity and what is no number above them all, so
+    nothing has to be computed of the other blocks.
+    """
+    block = BLOCKS[tensor.type]
+    records = np.ascontiguousarray(tensor.data).reshape(-1).view(block.layout)
+    scales = [name for name in block.layout.names or () if block.layout[name] == np.float16]
+    for start in range(0, len(records), PIECE):
+        piece = records[start : start + PIECE]
+        if tensor.type in PLAIN:
+            ranked = [piece.view(f"u{block.layout.itemsize}")]
+        else:
+            ranked = [piece[name].view(np.uint16) for name in scales]
+        chosen = [_highest(bits & (np.iinfo(bits.dtype).max >> 1)) for bits in ranked]
+        # Where the scale lies among the codes all blocks are looked at.
+        picked = piece[np.unique(np.concatenate(chosen))] if chosen else piece
+        yield block.dequantize(picked.view(np.uint8).reshape(len(picked), -1))
+
+
+def _highest(numbers: np.ndarray) -> np.ndarray:
+    """The places of the OUTSTANDING highest numbers."""
+    count = min(OUTSTANDING, len(numbers))
+    return np.argpartition(numbers, len(numbers) - count)[-count:]
 
 
 def stage_errors(opened: Opened, tell: Tell = lambda what: None) -> dict[str, float]:
