@@ -1,6 +1,6 @@
 """Checks a model on the user's machine: its files, its weights, the arithmetic of each stage, and its seal."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -100,9 +100,15 @@ def check(files: ModelFiles, tell: Tell = lambda what: None) -> Iterator[Finding
     yield from _known_faults(opened)
     yield from _weights(opened, tell)
     slow, fast = truth(opened.config, *opened.tensors), _fast(opened)
-    yield from _arithmetic(opened, slow, fast, tell)
     for file in opened.files:
-        yield from _against_seal(opened, file, fast if opened.is_large and file is opened.language else slow, tell)
+        outputs: dict[str, np.ndarray] = {}
+        yield from _arithmetic(opened, file, slow, fast, tell, outputs)
+        stages = opened.stages(file)
+        if len(outputs) == len(stages):
+            yield from _against_seal(opened, file, outputs.items(), bounds.CHAIN, tell)
+        else:
+            made = ((name, sample(output)) for name, output in _told(chain(fast, stages), tell))
+            yield from _against_seal(opened, file, made, bounds.FAST_CHAIN, tell)
 
 
 def seal_of(opened: Opened, file: GGUFFile, tell: Tell = lambda what: None) -> Seal:
@@ -199,24 +205,33 @@ def _highest(numbers: np.ndarray) -> np.ndarray:
 def stage_errors(opened: Opened, tell: Tell = lambda what: None) -> dict[str, float]:
     """Name and error of the stages of the fast arithmetic that `check` judges."""
     slow, fast = truth(opened.config, *opened.tensors), _fast(opened)
-    return {finding.what: finding.number for finding in _arithmetic(opened, slow, fast, tell)}
+    return {
+        finding.what: finding.number
+        for file in opened.files
+        for finding in _arithmetic(opened, file, slow, fast, tell, {})
+    }
 
 
-def _arithmetic(opened: Opened, slow: Parts, fast: Parts, tell: Tell) -> Iterator[Finding]:
-    """The fast arithmetic of each stage beside numpy. Of a large language model the ends are judged."""
-    for file in opened.files:
-        stages = opened.stages(file)
-        names = [stage.name for stage in stages]
-        if opened.is_large:
-            blocks = [name for name in names if name.startswith("language block")]
-            names = [name for name in names if name not in blocks[1:-1]]
-        for name, error in _told(errors(slow, fast, stages, names), tell):
-            verdict = GOOD if error <= bounds.ARITHMETIC else BAD
-            yield Finding(name, verdict, "fast arithmetic beside numpy", error, bounds.ARITHMETIC)
+def _arithmetic(
+    opened: Opened, file: GGUFFile, slow: Parts, fast: Parts, tell: Tell, outputs: dict[str, np.ndarray]
+) -> Iterator[Finding]:
+    """The fast arithmetic of each stage of a file beside numpy, of whose outputs samples are put into `outputs`. Of a
+    large language model the ends are judged."""
+    stages = opened.stages(file)
+    names = [stage.name for stage in stages]
+    if opened.is_large:
+        blocks = [name for name in names if name.startswith("language block")]
+        names = [name for name in names if name not in blocks[1:-1]]
+    for name, (error, wanted) in _told(errors(slow, fast, stages, names), tell):
+        outputs[name] = sample(wanted)
+        bound = bounds.RESAMPLER if name == "resampler" else bounds.ARITHMETIC
+        yield Finding(name, GOOD if error <= bound else BAD, "fast arithmetic beside numpy", error, bound)
 
 
-def _against_seal(opened: Opened, file: GGUFFile, parts: Parts, tell: Tell) -> Iterator[Finding]:
-    """A file beside what it was when it was sealed."""
+def _against_seal(
+    opened: Opened, file: GGUFFile, made: Iterable[tuple[str, np.ndarray]], bound: float, tell: Tell
+) -> Iterator[Finding]:
+    """A file beside what it was when it was sealed; `made` are samples of what its stages make now."""
     where = f"seal of {file.path.name}"
     try:
         seal = read_seal(file)
@@ -233,13 +248,12 @@ def _against_seal(opened: Opened, file: GGUFFile, parts: Parts, tell: Tell) -> I
         yield Finding(where, BAD, f"changed since it was sealed: {', '.join(changed[:8])}")
     if digest_of_keys(unsealed_metadata(file)) != seal.keys:
         yield Finding(where, BAD, "keys were changed since it was sealed")
-    bound = bounds.FAST_CHAIN if opened.is_large and file is opened.language else bounds.CHAIN
     stages = opened.stages(file)
     if [stage.name for stage in stages] != list(seal.stages):
         yield Finding(where, BAD, f"it was sealed with {len(seal.stages)} stages, now it has {len(stages)}")
         return
-    for name, output in _told(chain(parts, stages), tell):
-        error = distance(sample(output), seal.stages[name], seal.stages[name])
+    for name, samples in made:
+        error = distance(samples, seal.stages[name], seal.stages[name])
         verdict = GOOD if error <= bound else BAD
         yield Finding(f"{name}, as sealed", verdict, "on the built-in picture and text", error, bound)
 
