@@ -213,27 +213,35 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def picture(rows: Sequence[Row], path: Path) -> None:
-    """Draws how much is answered rightly over the bytes of the files."""
+    """Draws how much is answered rightly over the bytes of the language file."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise InputError('drawing needs matplotlib: pip install "handlens[data]"') from None
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     by_answers = all(row.scores for row in rows)
     heights = [100 * (row.accuracy if by_answers else row.same_token) for row in rows]
-    sizes = [(row.language_bytes + row.projector_bytes) / 1e6 for row in rows]
+    sizes = [row.language_bytes / 1e6 for row in rows]
     axes.plot(sizes, heights, "o")
-    for row, size, height in zip(rows, sizes, heights, strict=True):
-        place = {"xytext": (0, 6), "textcoords": "offset points", "rotation": 60}
-        axes.annotate(row.name, (size, height), fontsize=8, **place)
-    axes.margins(0.08, 0.2)
-    axes.set_xlabel("language file and projector, MB")
+    # Sizes lie close to each other, so their names stand above and below by turns.
+    for place, index in enumerate(np.argsort(sizes)):
+        up = place % 2
+        where = {"xytext": (0, 8 if up else -8), "textcoords": "offset points", "ha": "center"}
+        turned = {"va": "bottom" if up else "top", "rotation": 90, "fontsize": 8}
+        axes.annotate(rows[index].name, (sizes[index], heights[index]), **where, **turned)
+    axes.set_xscale("log")
+    ticks = [size for size in (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100) for size in (size, 100 * size)]
+    axes.set_xticks([size for size in ticks if 0.8 * min(sizes) < size < 1.25 * max(sizes)], minor=False)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.margins(0.08, 0.3)
+    axes.set_xlabel("language file, MB")
     axes.set_ylabel(_measured(rows[0].scores) if by_answers else f"same token as {rows[0].name}, %")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
 
 
 def _measured(scores: Sequence[Score]) -> str:

@@ -18,7 +18,7 @@ from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import PLAIN, Tensor
 from handlens.gguf.convert import Content
 from handlens.gguf.keys import is_projector
-from handlens.gguf.names import fix_ffn_names
+from handlens.gguf.names import POSITION_TABLE, fix_ffn_names
 from handlens.gguf.reader import DEFAULT_ALIGNMENT, GGUFFile
 from handlens.gguf.writer import DeferredTensor, write_into
 from handlens.joining import CARD_KEY, LANGUAGE_KEYS, LANGUAGE_VALUE, PROJECTOR_KEYS, PROJECTOR_VALUE
@@ -128,7 +128,9 @@ def _planned(content: Content, mix: Mix, vision_type: str, importance: Importanc
     tensors = {}
     for name, tensor in content.tensors.items():
         columns = tensor.shape[-1]
-        if not is_quantized(name, tensor.shape):
+        if name == POSITION_TABLE:  # follows from sizes alone, and nobody reads it; it only has to be there
+            type = fitting(vision_type if vision_type in VISION_TYPES else "Q8_0", columns)
+        elif not is_quantized(name, tensor.shape):
             type = tensor.type
         elif alone or name.startswith(VISION_PREFIXES):
             type = fitting(mix_named(vision_type)[1].base, columns)
