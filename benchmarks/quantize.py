@@ -1,11 +1,15 @@
 """Our blocks beside llama.cpp's: the errors of both on the same tensors, and the time for a whole file.
 
 python -m benchmarks.quantize LLAMA_CPP [--gguf FILE] [--speed FILE] [--type Q4_K_M] [--threads 2]
+python -m benchmarks.quantize --peak MODEL [--type Q4_K_M,F16]
 
 LLAMA_CPP is a folder with `llama-quantize` and `libggml-base.so` beside it, as llama.cpp's build makes it; the library
 is asked for single tensors (`ggml_quantize_chunk`, which is what llama-quantize calls). The mean squares of the errors
 are printed as parts of llama.cpp's: below 1 ours are smaller. With importance both sides are given the same, and errors
 count times the importance of their column.
+
+With --peak a model (a GGUF file or a checkpoint folder) is quantised by handlens alone, and the most memory that its
+process holds is printed, pages of mapped files included, beside the largest tensor of what it wrote.
 """
 
 import argparse
@@ -127,6 +131,23 @@ def compare_speed(llama_cpp: LlamaCpp, source: Path, type: str, threads: int, ro
     print(f"handlens is {wall:.1f} times as fast, and takes {processor:.1f} times less processor time")
 
 
+def measure_peak(source: Path, types: list[str]) -> None:
+    """Prints the peak of a process for each type."""
+    print("| type | peak | largest tensor written | seconds |\n|---|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(dir=source.parent) as scratch:
+        for type in types:
+            out, start = Path(scratch) / "out.gguf", time.perf_counter()
+            command = [sys.executable, "-m", "handlens", "quantize", source, out, type, "--force", "--quiet"]
+            running = subprocess.Popen(command)
+            _, status, used = os.wait4(running.pid, 0)
+            if status:
+                raise SystemExit(f"{type} failed")
+            with GGUFFile(out) as file:
+                largest = max(tensor.nbytes for tensor in file.tensors.values())
+            taken = time.perf_counter() - start
+            print(f"| {type} | {used.ru_maxrss >> 10} MiB | {largest >> 20} MiB | {taken:.0f} |", flush=True)
+
+
 def _seconds(command: list, threads: int) -> tuple[float, float]:
     """Wall time and processor time of a program."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
@@ -139,13 +160,19 @@ def _seconds(command: list, threads: int) -> tuple[float, float]:
 def main() -> None:
     """Prints what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("llama_cpp", type=Path, help="folder with llama-quantize and libggml-base.so")
+    parser.add_argument("llama_cpp", type=Path, nargs="?", help="folder with llama-quantize and libggml-base.so")
     parser.add_argument("--gguf", type=Path, help="a file whose matrices are a sample too")
     parser.add_argument("--speed", type=Path, help="a file in F16 that is quantised by both, instead of the errors")
+    parser.add_argument("--peak", type=Path, metavar="MODEL", help="a model whose peak memory is measured instead")
     parser.add_argument("--type", default="Q4_K_M")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    if args.peak is not None:
+        measure_peak(args.peak, args.type.split(","))
+        return
+    if args.llama_cpp is None:
+        parser.error("LLAMA_CPP is missing")
     llama_cpp = LlamaCpp(args.llama_cpp)
     print(f"{platform.processor() or platform.machine()}, {describe_arithmetic()}")
     if args.speed is None:

@@ -197,7 +197,8 @@ def find_files(model: str | Path | None = None, mmproj: str | Path | None = None
 
     `model`: a GGUF file, a folder that holds one language file, a folder with a checkpoint in the official layout, the
     name of one of these below the folder $HANDLENS_MODELS, or None for the shipped default. `mmproj`: a projector file;
-    when it is None, the only one in the model's folder is taken, unless the language file holds the projector itself.
+    when it is None, the one that is named after the model (NAME.mmproj.gguf) or else the only one in its folder is
+    taken, unless the language file holds the projector itself.
     """
     if model is None:
         if mmproj is not None:
@@ -222,6 +223,9 @@ def find_files(model: str | Path | None = None, mmproj: str | Path | None = None
         if holds_projector(file) and not is_projector(file):
             return ModelFiles(path, None)
     _, projectors, damaged = _gguf_files(path.parent)
+    own = path.with_name(f"{path.name.removesuffix('.gguf')}.mmproj.gguf")
+    if own in projectors:
+        return ModelFiles(path, own)
     if not projectors and not damaged:
         return ModelFiles(path, None)
     return ModelFiles(path, _only(projectors, damaged, path.parent, "projector (mmproj) file"))

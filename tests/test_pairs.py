@@ -22,6 +22,7 @@ from handlens.engine.sampling import SamplingParams
 from handlens.errors import HandlensError, InputError, ModelFileError
 from handlens.gguf import GGUFFile, Tensor, write_gguf
 from handlens.gguf.names import POSITION_TABLE
+from handlens.weights import find_files
 from tests import tiny
 
 GREEDY = SamplingParams.greedy(max_new_tokens=8)
@@ -174,6 +175,15 @@ def test_more_than_one_candidate_is_an_error_that_names_them(pair, tmp_path):
     with pytest.raises(InputError, match=r"more than one projector.*: p\.gguf, q\.gguf"):
         load(tmp_path / "first.gguf")
     assert load(tmp_path / "first.gguf", tmp_path / "q.gguf").config.vision
+
+
+def test_of_several_projectors_the_one_named_after_the_model_is_taken(pair, tmp_path):
+    """As `convert` and `quantize` name them, so that many sizes can lie in one folder."""
+    for name in ("q4.gguf", "q8.gguf"):
+        shutil.copy(pair.model, tmp_path / name)
+        shutil.copy(pair.mmproj, tmp_path / name.replace(".gguf", ".mmproj.gguf"))
+    assert find_files(tmp_path / "q4.gguf").mmproj == tmp_path / "q4.mmproj.gguf"
+    assert find_files(tmp_path / "q8.gguf").mmproj == tmp_path / "q8.mmproj.gguf"
 
 
 def test_files_in_each_others_places_are_named(pair, tmp_path):

@@ -3,19 +3,25 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from benchmarks.make_model import published
 from handlens.cli import run
 from handlens.config import FAMILIES
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf import GGUFFile, Tensor, write_gguf
+from handlens.gguf.blocks import BLOCKS, PLAIN
 from handlens.joining import CARD_KEY, join, split
-from handlens.proof.check import BAD, check
+from handlens.proof.check import BAD, check, largest
 from handlens.proof.probe import probe_picture
+from handlens.proof.rules import broken_rules
 from handlens.proof.seal import digest_of_keys, read_seal, unsealed_metadata
 from handlens.proof.sealing import seal_files
+from handlens.quant.encode import TYPES
+from handlens.quant.tensors import quantize_tensor
 from handlens.repair import repair
 from handlens.weights import ModelFiles
 from tests import tiny
@@ -61,9 +67,43 @@ def test_a_swapped_position_mode_is_found(sealed, tmp_path):
     assert "patch embedding, as sealed" in found and "token embedding, as sealed" not in found
 
 
-def test_a_wrong_mean_is_found(sealed, tmp_path):
-    keys = {"clip.vision.image_mean": ("arr[f32]", [0.48, 0.46, 0.41])}
+@pytest.mark.parametrize("key", ["image_mean", "image_std"])
+def test_a_wrong_mean_or_deviation_is_found(sealed, tmp_path, key):
+    keys = {f"clip.vision.{key}": ("arr[f32]", [0.48, 0.46, 0.41])}
     assert "patch embedding, as sealed" in bad(sealed.model, rewritten(sealed.mmproj, tmp_path / "p.gguf", keys))
+
+
+@pytest.mark.parametrize(
+    "key, value, says",
+    [
+        ("handlens.vit_position_mode", ("str", "reference"), "position mode of handlens mini is 'grid_2d'"),
+        ("clip.vision.image_mean", ("arr[f32]", [0.48, 0.46, 0.41]), "mean of pixels is 0.5, 0.5, 0.5"),
+        ("clip.vision.image_std", ("arr[f32]", [0.26, 0.26, 0.27]), "deviation of pixels is 0.5, 0.5, 0.5"),
+    ],
+)
+def test_rules_of_the_design_are_known_without_a_seal(tmp_path, key, value, says):
+    made = tiny.write(tmp_path, tiny.config(FAMILIES["handlens-mini"], scale_resolution=224))
+    assert bad(made.model, made.mmproj) == []
+    other = rewritten(made.mmproj, tmp_path / "p.gguf", {key: value})
+    (finding,) = (f for f in check(ModelFiles(made.model, other)) if f.verdict == BAD)
+    assert finding.what == "rules of the design" and says in finding.detail
+
+
+@pytest.mark.parametrize(
+    "llm, vision, says",
+    [
+        ({"num_hidden_layers": 31}, {}, ["has 32 language layers, the file 31"]),
+        ({"rope_theta": 1e6}, {}, ["RoPE base of MiniCPM-Llama3-V 2.5 is 500000, the file says 1e+06"]),
+        ({}, {"num_hidden_layers": 26}, ["has 27 vision layers, the file 26"]),
+        ({}, {}, []),
+    ],
+)
+def test_the_published_checkpoint_is_known_by_its_width(llm, vision, says):
+    config = published(32, 27)
+    config = replace(config, llm=replace(config.llm, **llm), vision=replace(config.vision, **vision))
+    found = list(broken_rules(config))
+    assert len(found) == len(says) and all(text in sentence for text, sentence in zip(says, found, strict=True))
+    assert list(broken_rules(tiny.config())) == []  # a small model of the family may have other sizes
 
 
 def test_a_doubled_rope_base_is_found(sealed, tmp_path):
@@ -122,16 +162,35 @@ def test_a_block_of_infinite_scale_is_found_without_a_seal(tmp_path):
     assert findings["language block 0"].verdict == BAD
 
 
+@pytest.mark.parametrize("type", [*PLAIN, *TYPES])
+def test_the_largest_number_is_found_among_all_blocks(type):
+    x = np.random.default_rng(0).standard_normal((300, 512)).astype(np.float32)
+    x[7, 100], x[200, 5] = 3000, -6000
+    tensor = quantize_tensor("some.weight", Tensor.from_array(x), type)
+    numbers = tensor.dequantize()
+    assert largest(tensor) == pytest.approx(np.abs(numbers).max() / np.sqrt(np.square(numbers).mean()), rel=1e-4)
+    assert largest(quantize_tensor("some.weight", Tensor.from_array(np.zeros((4, 512), np.float32)), type)) == 0
+    layout = BLOCKS[type].layout
+    for name in (name for name in layout.names or () if layout[name] == np.float16):
+        broken = tensor.data.copy()
+        broken.reshape(-1).view(layout)[name][123] = np.inf
+        assert largest(Tensor(type, tensor.shape, broken)) == np.inf
+
+
 def test_the_projector_of_another_model_is_found(sealed, tmp_path):
     other = tiny.write(tmp_path, tiny.config())
     (finding,) = check(ModelFiles(sealed.model, other.mmproj))
     assert finding.verdict == BAD and "MiniCPM-Llama3-V 2.5" in finding.detail
 
 
-def test_a_truncated_file_is_found(sealed, tmp_path):
-    (tmp_path / "m.gguf").write_bytes(sealed.model.read_bytes()[:-1000])
-    (finding,) = check(ModelFiles(tmp_path / "m.gguf", sealed.mmproj))
-    assert finding.verdict == BAD
+@pytest.mark.parametrize("side", ["model", "mmproj"])
+def test_a_truncated_tensor_is_found_and_named(sealed, tmp_path, side):
+    whole = getattr(sealed, side)
+    (tmp_path / "f.gguf").write_bytes(whole.read_bytes()[:-1000])
+    pair = {"model": sealed.model, "mmproj": sealed.mmproj} | {side: tmp_path / "f.gguf"}
+    (finding,) = check(ModelFiles(pair["model"], pair["mmproj"]))
+    with GGUFFile(whole) as file:
+        assert finding.verdict == BAD and list(file.tensors)[-1] in finding.detail
 
 
 def test_a_template_that_ends_no_turn_is_found_and_repaired(sealed, tmp_path):

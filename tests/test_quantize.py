@@ -3,12 +3,14 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +20,14 @@ from handlens.cli import run
 from handlens.errors import InputError, ModelFileError
 from handlens.gguf import GGUFFile, Tensor, write_gguf
 from handlens.gguf.convert import write_language
+from handlens.gguf.names import POSITION_TABLE
+from handlens.joining import CARD_KEY, join, split
+from handlens.proof.check import BAD, check
+from handlens.proof.seal import read_seal
+from handlens.proof.sealing import seal_files
 from handlens.quant.mixes import ALIASES, MIXES, Place, fitting, is_quantized, language_type, mix_named
 from handlens.quant.quantize import quantize_model
+from handlens.weights import ModelFiles
 from tests import tiny
 from tests.test_checkpoint import GREEDY, QUESTION, write_folder
 
@@ -183,14 +191,53 @@ def test_a_projector_keeps_what_is_no_matrix_and_answers_nearly_the_same(made, t
     quantize_model(made.mmproj, out, "Q8_0")
     source, types = types_of(made.mmproj), types_of(out)
     assert {name: type for name, type in types.items() if type != source[name]} == {
-        name: "Q8_0" for name, tensor in tensors_of(out).items() if is_quantized(name, tensor.shape)
+        name: "Q8_0"
+        for name, tensor in tensors_of(out).items()
+        if is_quantized(name, tensor.shape) or name == POSITION_TABLE
     }
     assert types["v.position_embd.weight"] == source["v.position_embd.weight"]
     chats = load(made.model, out), load(made.model, made.mmproj)
     ours, wanted = (chat.generator.embeddings(chat.prepare(QUESTION, GREEDY)) for chat in chats)
     assert 0 < np.square(ours - wanted).mean() < 2e-3 * np.square(wanted).mean()
-    with pytest.raises(InputError, match=r"is a projector, which cannot be of type Q4_K_M; it can be F16, BF16, Q8_0"):
-        quantize_model(made.mmproj, tmp_path / "no.gguf", "Q4_K_M")
+
+
+@pytest.mark.parametrize("type", MIXES)
+def test_a_projector_gets_every_type_that_is_asked_for(made, tmp_path, type):
+    """The widths here are 64 and 128 in the tower and 256 in the resampler, so both kinds of blocks are there."""
+    out = tmp_path / "out.mmproj.gguf"
+    quantize_model(made.mmproj, out, type)
+    with GGUFFile(out) as file:
+        assert file.metadata["general.file_type"] == MIXES[type].number
+        base = MIXES[type].base
+        assert file.tensors["resampler.proj.weight"].type == base
+        assert file.tensors["v.blk.0.attn_q.weight"].type == fitting(base, 64)
+    for name, tensor in tensors_of(made.mmproj).items():
+        if not is_quantized(name, tensor.shape) and name != POSITION_TABLE:
+            assert types_of(out)[name] == tensor.type
+    assert load(made.model, out).reply(QUESTION, GREEDY)
+
+
+def test_a_joined_file_becomes_what_its_parts_become(made, tmp_path):
+    join(made.model, made.mmproj, tmp_path / "one.gguf", card="of the large one")
+    seal_files(ModelFiles(tmp_path / "one.gguf", None))
+    quantize_model(tmp_path / "one.gguf", tmp_path / "small.gguf", "Q4_K_M")
+    with GGUFFile(tmp_path / "small.gguf") as file:
+        assert read_seal(file) is None and CARD_KEY not in file.metadata
+    split(tmp_path / "small.gguf", tmp_path / "a.gguf", tmp_path / "a.mmproj.gguf")
+    quantize_model(made.model, tmp_path / "b.gguf", "Q4_K_M", mmproj=made.mmproj)
+    for suffix in (".gguf", ".mmproj.gguf"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+def test_the_seal_of_the_source_is_not_that_of_the_result(made, tmp_path):
+    for path in (made.model, made.mmproj):
+        shutil.copy(path, tmp_path)
+    sealed = ModelFiles(tmp_path / made.model.name, tmp_path / made.mmproj.name)
+    seal_files(sealed)
+    written = quantize_model(sealed.model, tmp_path / "out.gguf", "Q8_0", mmproj=sealed.mmproj)
+    assert not [finding for finding in check(ModelFiles(*written.paths)) if finding.verdict == BAD]
+    with GGUFFile(written.paths[0]) as file:
+        assert read_seal(file) is None
 
 
 def test_a_folder_becomes_a_pair_and_so_does_a_pair(made, folder, tmp_path):
@@ -207,14 +254,15 @@ def test_a_folder_becomes_a_pair_and_so_does_a_pair(made, folder, tmp_path):
     assert types_of(tmp_path / "a" / "model.gguf") == types_of(tmp_path / "b" / "model.gguf")
 
 
-@pytest.mark.parametrize("vision_type, wanted", [(None, "Q8_0"), ("F16", "F16"), ("BF16", "BF16")])
+@pytest.mark.parametrize("vision_type, wanted", [(None, "Q8_0"), ("F16", "F16"), ("BF16", "BF16"), ("Q4_K_M", "Q5_0")])
 def test_the_vision_side_has_a_type_of_its_own(made, folder, tmp_path, vision_type, wanted):
     single = tmp_path / "single.gguf"
     assert run(["convert", str(folder), "--out", str(single), "--single", "--quiet"]) == 0
     out = tmp_path / "out.gguf"
     quantize_model(single, out, "Q3_K_M", vision_type=vision_type)
     types = types_of(out)
-    assert types["v.blk.0.attn_q.weight"] == types["resampler.proj.weight"] == wanted
+    assert types["v.blk.0.attn_q.weight"] == wanted
+    assert types["resampler.proj.weight"] == {"Q5_0": "Q4_K"}.get(wanted, wanted)
     assert types["blk.0.attn_q.weight"] == "Q3_K"
     assert load(out).reply([{"role": "user", "content": "Hello."}])
 
@@ -271,7 +319,7 @@ def test_a_tensor_that_cannot_be_stored_is_named_and_nothing_is_left(made, tmp_p
     "options, message",
     [
         ({"type": "Q9"}, "no file type is called 'Q9'"),
-        ({"vision_type": "Q4_0"}, "vision side cannot be of type 'Q4_0'"),
+        ({"vision_type": "Q10"}, "no file type is called 'Q10'"),
         ({"mmproj_out": "x.gguf"}, "none was given"),
         ({"mmproj": "model"}, "should be a language file and its projector"),
         ({"importance": lambda: {"blk.9.attn_q.weight": np.ones(256)}}, "was it measured on another one"),
@@ -374,6 +422,29 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path, monkeypatch):
     tracemalloc.stop()
     one = 512 * 1024
     assert peak < 4 * one < 0.2 * (tmp_path / "out.gguf").stat().st_size
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from handlens.measure import own_peak_memory
+from handlens.quant.quantize import quantize_model
+before = own_peak_memory()
+quantize_model(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+print(own_peak_memory() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="nobody counts")
+@pytest.mark.parametrize("type", ["F16", "Q8_0"])
+def test_pages_of_the_source_leave_memory_when_they_were_written(tmp_path, type):
+    """Tensors that are copied as they are, too."""
+    matrix = np.broadcast_to(np.float16(1), (4096, 1024))
+    tensors = {f"blk.{n}.ffn_up.weight": Tensor.from_bits(np.ascontiguousarray(matrix)) for n in range(24)}
+    write_gguf(tmp_path / "in.gguf", {"general.architecture": ("str", "llama")}, tensors)
+    command = [sys.executable, "-c", PEAK, tmp_path / "in.gguf", tmp_path / "out.gguf", type]
+    grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    assert grown < 64 << 20 < (tmp_path / "in.gguf").stat().st_size // 2
 
 
 def test_the_command_says_what_it_wrote(made, tmp_path, capsys):

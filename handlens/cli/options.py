@@ -40,7 +40,7 @@ def _set_debug(context: typer.Context, value: bool) -> bool:
 Debug = Annotated[bool, typer.Option("--debug", callback=_set_debug, help="Show a traceback when something fails.")]
 Mmproj = Annotated[
     Path | None,
-    typer.Option("--mmproj", metavar="PATH", help="Projector file. Default: the only one beside the language file."),
+    typer.Option("--mmproj", metavar="PATH", help="Projector file. Default: NAME.mmproj.gguf, or the only one."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on standard error.")]
 System = Annotated[

@@ -1,6 +1,5 @@
 """`handlens quantize`: a model in fewer bits."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,8 +26,6 @@ Q4_K_S, IQ4_NL, Q4_0, IQ4_XS, Q3_K_L, Q3_K_M, Q3_K_S, Q2_K. Names and contents a
 Nothing is written before the model was checked, and every file appears whole or not at all.
 """
 
-VisionType = StrEnum("VisionType", [(name, name) for name in ("F16", "BF16", "Q8_0")])
-
 
 def quantize(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A GGUF file, or a checkpoint folder (safetensors).")],
@@ -40,10 +37,8 @@ def quantize(
         Path | None, typer.Option(metavar="PATH", help="The projector to write. Default: NAME.mmproj.gguf beside OUT.")
     ] = None,
     vision_type: Annotated[
-        VisionType | None,
-        typer.Option(
-            metavar="|".join(VisionType), help="Type of the vision side. Default: Q8_0, or TYPE if it is one of these."
-        ),
+        str | None,
+        typer.Option(metavar="TYPE", help="Type of the vision side. Default: Q8_0, or TYPE if it is F16 or BF16."),
     ] = None,
     calibrate: Annotated[
         Path | None,
@@ -65,7 +60,7 @@ def quantize(
 
         return read_importance(imatrix) if calibrate is None else _calibrated(source, mmproj, calibrate, imatrix, quiet)
 
-    options = {"mmproj": mmproj, "mmproj_out": mmproj_out, "vision_type": vision_type and vision_type.value}
+    options = {"mmproj": mmproj, "mmproj_out": mmproj_out, "vision_type": vision_type}
     options["importance"] = measured if calibrate or imatrix else None
     with writing(f"writing {out.name}", quiet) as progress:
         written = quantize_model(source, out, type, **options, overwrite=force, progress=progress)

@@ -384,3 +384,12 @@ class _Cursor:
 def is_alignment(value: int) -> bool:
     """Whether tensors may be aligned to `value` bytes: a power of two, large enough for every number type."""
     return MIN_ALIGNMENT <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
+
+
+def release(data: np.ndarray) -> None:
+    """Gives back the memory of a mapped file, of which this is a view; what is read again is mapped again."""
+    while isinstance(data, np.ndarray):
+        data = data.base
+    mapped = data.obj if isinstance(data, memoryview) else data
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)

@@ -28,7 +28,11 @@ from handlens.gguf.reader import (
     SCALARS,
     STRING,
     is_alignment,
+    release,
 )
+
+#: Bytes that are written at a time.
+PIECE_BYTES = 1 << 24
 
 #: llama.cpp refuses longer tensor names.
 MAX_TENSOR_NAME_BYTES = 63
@@ -86,9 +90,17 @@ def write_into(
     file.write(head)
     _pad(file, alignment)
     for tensor in tensors.values():
-        file.write(np.ascontiguousarray(tensor.data))
+        _put(file, np.ascontiguousarray(tensor.data))
         _pad(file, alignment)
         progress(tensor.nbytes)
+
+
+def _put(file: BinaryIO, data: np.ndarray) -> None:
+    """Writes rows; of a mapped file only some of them are in memory at a time."""
+    step = max(1, PIECE_BYTES // max(1, data[:1].nbytes))
+    for start in range(0, len(data), step):
+        file.write(data[start : start + step])
+        release(data)
 
 
 def _head(metadata: Mapping, tensors: Mapping, alignment: int) -> bytes:

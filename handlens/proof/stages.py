@@ -86,16 +86,19 @@ def chain(parts: Parts, stages: Sequence[Stage]) -> Iterator[tuple[str, np.ndarr
         yield stage.name, x
 
 
-def errors(slow: Parts, fast: Parts, stages: Sequence[Stage], judged: Sequence[str]) -> Iterator[tuple[str, float]]:
-    """(name, error) of the stages whose names are `judged`: how far the fast output is from the slow one on the same
-    input, root mean square, as a share of what the stage made. Stages between are computed the fast way."""
+def errors(
+    slow: Parts, fast: Parts, stages: Sequence[Stage], judged: Sequence[str]
+) -> Iterator[tuple[str, tuple[float, np.ndarray]]]:
+    """(name, (error, slow output)) of the stages whose names are `judged`: how far the fast output is from the slow one
+    on the same input, root mean square, as a share of what the stage made. Stages between are computed the fast way;
+    where there are none, the slow outputs are those of the `chain`."""
     x = None
     for stage in stages:
         with np.errstate(all="ignore"):  # the distance of numbers that are not finite is infinite
             found = stage.run(fast, x)
             wanted = stage.run(slow, x) if stage.name in judged else found
         if stage.name in judged:
-            yield stage.name, distance(found, wanted, wanted - x if stage.residual else wanted)
+            yield stage.name, (distance(found, wanted, wanted - x if stage.residual else wanted), wanted)
         x = wanted
 
 

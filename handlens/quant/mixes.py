@@ -111,7 +111,8 @@ MIXES = {
         },
     ),
 }
-#: The file types of projectors: what is lost in an image cannot be made up for, so there are no smaller ones.
+#: The file types that a projector gets without being asked for: what is lost in an image cannot be made up for. In a
+#: smaller one all of its matrices have the type of most matrices of the language model.
 VISION_TYPES = ("F16", "BF16", "Q8_0")
 #: Other names of the same.
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}

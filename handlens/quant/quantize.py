@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from handlens.errors import InputError, ModelFileError
 from handlens.gguf.blocks import PLAIN, Tensor
 from handlens.gguf.convert import Content
 from handlens.gguf.keys import is_projector
-from handlens.gguf.names import fix_ffn_names
+from handlens.gguf.names import POSITION_TABLE, fix_ffn_names
 from handlens.gguf.reader import DEFAULT_ALIGNMENT, GGUFFile
 from handlens.gguf.writer import DeferredTensor, write_into
+from handlens.joining import CARD_KEY, LANGUAGE_KEYS, LANGUAGE_VALUE, PROJECTOR_KEYS, PROJECTOR_VALUE
+from handlens.proof.seal import Metadata, unsealed_metadata
 from handlens.quant.importance import Importance
 from handlens.quant.mixes import (
-    MIXES,
     VISION_TYPES,
     Mix,
     Place,
@@ -64,14 +66,12 @@ def quantize_model(
 ) -> Quantized:
     """Writes `source` (a GGUF file, or a checkpoint folder) as `out`, in a file type of `MIXES`.
 
-    A folder also becomes a projector file, and so does `mmproj`: `mmproj_out`, beside `out` without one, in a
-    `vision_type` of VISION_TYPES. Without one that is `type` if it is among them, else Q8_0. The importance, which
-    takes long to measure, is asked for when everything else was checked.
+    A folder also becomes a projector file, and so does `mmproj`: `mmproj_out`, beside `out` without one, in the file
+    type `vision_type`. Without one that is `type` if it is among VISION_TYPES, else Q8_0; of a projector alone it is
+    always `type`. The importance, which takes long to measure, is asked for when everything else was checked.
     """
     type, mix = mix_named(type)
-    vision_type = vision_type or (type if type in VISION_TYPES else "Q8_0")
-    if vision_type not in VISION_TYPES:
-        raise InputError(f"the vision side cannot be of type {vision_type!r}; it can be {', '.join(VISION_TYPES)}")
+    vision_type = mix_named(vision_type or (type if type in VISION_TYPES else "Q8_0"))[0]
     two_files = source.is_dir() or mmproj is not None
     if mmproj_out is not None and not two_files:
         raise InputError(f"a projector is to be written to {mmproj_out}, but none was given")
@@ -81,10 +81,8 @@ def quantize_model(
     targets = [out, mmproj_out] if two_files else [out]
     check_targets(targets, overwrite)
     contents = _contents(source, mmproj)
-    if is_vision(contents[0]) and type not in VISION_TYPES:
-        raise InputError(
-            f"{source} is a projector, which cannot be of type {type}; it can be {', '.join(VISION_TYPES)}"
-        )
+    if is_vision(contents[0]):
+        vision_type = type
     measured = importance and importance()
     _check_importance(measured, contents)
     plans = [_planned(content, mix, vision_type, measured) for content in contents]
@@ -112,8 +110,9 @@ def _contents(source: Path, mmproj: Path | None) -> list[Content]:
     projectors = [is_projector(file) for file in files]
     if mmproj is not None and projectors != [False, True]:
         raise InputError(f"{source} and {mmproj} should be a language file and its projector (mmproj)")
+    # Seal and card are of the file that is read; what is written is another one.
     return [
-        Content({key: (file.types[key], value) for key, value in file.metadata.items()}, file.tensors) for file in files
+        Content({k: v for k, v in unsealed_metadata(file).items() if k != CARD_KEY}, file.tensors) for file in files
     ]
 
 
@@ -121,26 +120,43 @@ def _planned(content: Content, mix: Mix, vision_type: str, importance: Importanc
     """The content in other types; a tensor is made when it is written."""
     place = _place_of(content, important=importance is not None)
     alone = is_vision(content)
-    file_type = MIXES[vision_type].number if alone else mix.number
-    metadata = content.metadata | {
-        "general.file_type": ("u32", file_type),
-        "general.quantization_version": ("u32", QUANTIZATION_VERSION),
-    }
+    metadata = content.metadata | _keys(mix_named(vision_type)[1] if alone else mix)
+    if PROJECTOR_KEYS in metadata:
+        metadata |= _keys_when_split(metadata, mix, mix_named(vision_type)[1])
     by_role = _names_by_role(content)
     output = "output.weight" if "output.weight" in content.tensors else "token_embd.weight"
     tensors = {}
     for name, tensor in content.tensors.items():
         columns = tensor.shape[-1]
-        if not is_quantized(name, tensor.shape):
+        if name == POSITION_TABLE:  # follows from sizes alone, and nobody reads it; it only has to be there
+            type = fitting(vision_type if vision_type in VISION_TYPES else "Q8_0", columns)
+        elif not is_quantized(name, tensor.shape):
             type = tensor.type
         elif alone or name.startswith(VISION_PREFIXES):
-            type = fitting(vision_type, columns)
+            type = fitting(mix_named(vision_type)[1].base, columns)
         else:
             type = language_type(mix, name, columns, place(name), is_output=name == output)
         columns_matter = (importance or {}).get(by_role[name])
         make = partial(_made, name, tensor, type, columns_matter)
         tensors[name] = tensor if type == tensor.type else DeferredTensor(type, tensor.shape, make)
     return Content(metadata, tensors)
+
+
+def _keys(mix: Mix) -> dict[str, tuple[str, int]]:
+    return {
+        "general.file_type": ("u32", mix.number),
+        "general.quantization_version": ("u32", QUANTIZATION_VERSION),
+    }
+
+
+def _keys_when_split(metadata: Metadata, mix: Mix, vision: Mix) -> dict[str, tuple[str, Any]]:
+    """What a joined file keeps, so that `split` gives the files that its parts would have become alone."""
+    changed = {}
+    for names, prefix, own in ((LANGUAGE_KEYS, LANGUAGE_VALUE, mix), (PROJECTOR_KEYS, PROJECTOR_VALUE, vision)):
+        keys = _keys(own)
+        changed[names] = "arr[str]", list(dict.fromkeys([*metadata[names][1], *keys]))
+        changed |= {prefix + key: value for key, value in keys.items()}
+    return changed
 
 
 def _made(name: str, tensor: Tensor | DeferredTensor, type: str, importance: np.ndarray | None) -> Tensor:

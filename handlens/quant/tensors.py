@@ -1,6 +1,5 @@
 """One tensor in another type, piece by piece, by the kernels where they were built."""
 
-import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +8,7 @@ from handlens.cpu import ops
 from handlens.cpu.backend import choose_arithmetic
 from handlens.errors import ModelFileError
 from handlens.gguf.blocks import BLOCKS, PLAIN, Tensor, block_named
+from handlens.gguf.reader import release
 from handlens.quant.encode import TYPES, encode
 
 #: The most numbers that are worked on at a time by the kernels; numpy makes many float32 arrays of as many.
@@ -70,16 +70,7 @@ def _pieces(tensor: Tensor, type: str) -> Iterator[tuple[str, np.ndarray]]:
             yield tensor.type, tensor.data[start : start + step]
         else:
             yield "F32", tensor.dequantize(start, start + step).view(np.uint8)
-        _release(tensor.data)
-
-
-def _release(data: np.ndarray) -> None:
-    """Gives back the memory of a mapped file, of which this is a view; what is read again is mapped again."""
-    while isinstance(data, np.ndarray):
-        data = data.base
-    mapped = data.obj if isinstance(data, memoryview) else data
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+        release(tensor.data)
 
 
 def _encoded(type: str, plain: str, data: np.ndarray, importance: np.ndarray | None) -> tuple[np.ndarray, float]:
