@@ -217,6 +217,9 @@ extern const FloatKernels kFloatAvx2;
 extern const FloatKernels kFloatAvx512;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
+#ifdef HANDLENS_AMX
+extern const Kernels kAmx;
+#endif
 #endif
 #ifdef HANDLENS_ARM
 extern const FloatKernels kFloatNeon;
