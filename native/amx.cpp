@@ -1,12 +1,13 @@
 // AMX over AVX-512: a matrix instruction multiplies sixteen tokens with sixteen rows. Packed weights are those of
 // AVX-512 VNNI, so few tokens at a time take its kernels.
 //
-// A tile is the products of one group (or half), since each has scales of its own. Codes are unpacked to signed bytes
-// once for many tokens: a block's codes of a group are then an operand of the instruction as they lie. While it
-// works on the next group, the totals of the one before take their scales.
+// A tile is the products of one group, half or run (a unit), since each has scales of its own. Codes are unpacked to
+// signed bytes once for many tokens: a block's codes are then an operand of the instruction as they lie. While it works on
+// the next unit, the totals of the one before take their scales.
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "avx512.h"
@@ -18,7 +19,7 @@ namespace {
 
 constexpr size_t kTokens = 16;      // of a tile
 constexpr size_t kFewTokens = 6;    // up to here the other kernels are faster
-constexpr size_t kMostTokens = 192, kMostBlocks = 8, kMostGroups = 40;  // that are unpacked at a time
+constexpr size_t kMostTokens = 288, kMostBlocks = 8, kMostGroups = 40;  // that are unpacked at a time
 constexpr size_t kGroupBytes = kRows * kGroup;
 constexpr size_t kRing = 4;         // totals of so many groups are on their way
 
@@ -108,28 +109,33 @@ void unpack(const Weights& w, size_t block, Range some, Workspace::Block& to) {
     }
 }
 
-// The groups `some` of `count` tokens, side by side.
+// The groups `some` of `count` tokens, side by side; of runs two groups of a token are neighbours, and the last run is
+// filled up with zeros.
 template <Layout L>
 void gather(const Activations& x, size_t token, size_t count, Range some, Workspace::Tokens& to) {
-    constexpr size_t kParts = form(L).parts;
+    constexpr size_t kParts = form(L).parts, kRun = run_of(L);
+    constexpr size_t kBytes = kRun * kGroup;  // of a token in a tile
+    const size_t groups = some.last - some.first, bytes = groups * kGroup;
     for (size_t t = 0; t < count; t++) {
-        const size_t first = (token + t) * x.groups;
-        for (size_t g = some.first; g < some.last; g++) {
-            const size_t at = g - some.first;
-            const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x.values + (first + g) * kGroup));
-            _mm256_store_si256(reinterpret_cast<__m256i*>(to.values + (at * kTokens + t) * kGroup), values);
-            to.scales[at * kTokens + t] = x.scales[first + g];
-            if constexpr (has_minimum(L))
+        const size_t first = (token + t) * x.groups + some.first;
+        const int8_t* from = x.values + first * kGroup;
+        int8_t* values = to.values + t * kBytes;
+        size_t at = 0;
+        for (; at + kBytes <= bytes; at += kBytes, values += kTokens * kBytes) std::memcpy(values, from + at, kBytes);
+        if (at < bytes) std::memset(std::copy_n(from + at, bytes - at, values), 0, at + kBytes - bytes);
+        for (size_t g = 0; g < groups; g += kRun) to.scales[g / kRun * kTokens + t] = x.scales[first + g];
+        if constexpr (has_minimum(L))
+            for (size_t g = 0; g < groups; g++)
                 for (size_t part = 0; part < kParts; part++)
-                    to.sums[(at * kParts + part) * kTokens + t] = x.sum(first + g, kParts, part);
-        }
+                    to.sums[(g * kParts + part) * kTokens + t] = x.sum(first + g, kParts, part);
     }
 }
 
-// One tile of tokens and one block, at their groups or halves `i`.
+// One tile of tokens and one block; `i` counts units.
 template <Layout L>
 struct Pair {
-    static constexpr size_t kParts = form(L).parts, kCodeBytes = kGroupBytes / kParts;
+    static constexpr size_t kParts = form(L).parts, kCodeBytes = kGroupBytes * run_of(L) / kParts;
+    static constexpr size_t kTokenBytes = kGroup * run_of(L);  // of a token in a tile
     const Workspace::Block& block;
     const Workspace::Tokens& tokens;
     int32_t (*ring)[kTokens * kRows];
@@ -138,9 +144,9 @@ struct Pair {
     template <int Slot>
     __attribute__((always_inline)) void begin(size_t i) const {
         constexpr int kOdd = Slot % 2;
-        const int8_t* values = tokens.values + i / kParts * kTokens * kGroup + i % kParts * (kGroup / kParts);
         zero_tile<Slot>();
-        load_tile<4 + kOdd, kTokens * kGroup>(values, kGroup);
+        const int8_t* values = tokens.values + i / kParts * kTokens * kTokenBytes + i % kParts * (kGroup / kParts);
+        load_tile<4 + kOdd, kTokens * kTokenBytes>(values, kTokenBytes);
         load_tile<6 + kOdd, kCodeBytes>(block.codes + i * kCodeBytes, 64);
         multiply_tiles<Slot, 4 + kOdd, 6 + kOdd>();
     }
@@ -170,7 +176,7 @@ struct Pair {
         }
     }
 
-    // Adds the products in all of `count` groups or halves to the totals.
+    // Adds the products of all `count` units to the totals.
     void add(size_t count, float* totals) const {
         __m512 total[kTokens];
 #pragma GCC unroll 16
@@ -223,13 +229,17 @@ template <Layout L>
 void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
     Workspace& work = workspace();
     const size_t tiles = (rows.last - rows.first + kTokens - 1) / kTokens;
-    const size_t pieces = (x.groups + kMostGroups - 1) / kMostGroups;
-    const auto piece = [&](size_t i) { return Range{x.groups * i / pieces, x.groups * (i + 1) / pieces}; };
+    constexpr size_t kRun = run_of(L);
+    const size_t runs = (x.groups + kRun - 1) / kRun, pieces = (runs * kRun + kMostGroups - 1) / kMostGroups;
+    const auto piece = [&](size_t i) {
+        return Range{runs * i / pieces * kRun, std::min(runs * (i + 1) / pieces * kRun, x.groups)};
+    };
     for (size_t i = 0; i < tiles; i++)
         std::fill_n(work.totals[i][0], (blocks.last - blocks.first) * kTokens * kRows, 0.0f);
-    const Tiles configured(kTokens, kGroup / form(L).parts);
+    const Tiles configured(kTokens, kRun * kGroup / form(L).parts);
     for (size_t i = 0; i < pieces; i++) {
         const Range some = piece(i);
+        const size_t units = (some.last - some.first + kRun - 1) / kRun * form(L).parts;
         for (size_t block = blocks.first; block < blocks.last; block++)
             unpack<L>(w, block, some, work.blocks[block - blocks.first]);
         for (size_t tile = 0; tile < tiles; tile++) {
@@ -237,8 +247,7 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
             gather<L>(x, token, std::min(kTokens, rows.last - token), some, work.tokens);
             if (i + 1 < pieces) fetch(w, blocks, piece(i + 1), tile, tiles);
             for (size_t block = 0; block < blocks.last - blocks.first; block++)
-                Pair<L>{work.blocks[block], work.tokens, work.ring}.add((some.last - some.first) * form(L).parts,
-                                                                        work.totals[tile][block]);
+                Pair<L>{work.blocks[block], work.tokens, work.ring}.add(units, work.totals[tile][block]);
         }
     }
     for (size_t tile = 0; tile < tiles; tile++) {
@@ -277,6 +286,6 @@ double float_work(size_t rounds) { return kAvx512Vnni.float_work(rounds); }
 
 }  // namespace
 
-const Kernels kAmx = {"amx", kRows, &kFloatAvx512, multiply, integer_work, float_work};
+const Kernels kAmx = {"amx", kRows, kMostTokens, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -41,8 +41,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             __builtin_prefetch(out.data + (token + t) * w.rows + (block + b) * kRows, 1);
             if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
         }
-    for (size_t g = 0; g < groups; g++) {
-        const int8_t* group_values = values + g * kGroup;
+    for (size_t g = 0; g < groups; g += run_of(L)) {
         for (int part = 0; part < kParts; part++) {
             __m512i dot[T][B];
             for (int t = 0; t < T; t++) {
@@ -54,21 +53,23 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                 }
                 for (int b = 0; b < B; b++) dot[t][b] = start;
             }
-            const auto add_step = [&](auto step) __attribute__((always_inline)) {
-                __m512i code[B];
-                for (int b = 0; b < B; b++)
-                    code[b] = codes_of<L, step>(codes + b * next_codes + g * kGroupBytes, levels);
-                for (int t = 0; t < T; t++) {
-                    const __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
-                }
-            };
-            if constexpr (kParts == 1)
-                for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
-            else if (part == 0)
-                for_steps<0, 1, 2, 3>(add_step);
-            else
-                for_steps<4, 5, 6, 7>(add_step);
+            for (size_t of_run = g; of_run < std::min(g + run_of(L), groups); of_run++) {
+                const auto add_step = [&](auto step) __attribute__((always_inline)) {
+                    __m512i code[B];
+                    for (int b = 0; b < B; b++)
+                        code[b] = codes_of<L, step>(codes + b * next_codes + of_run * kGroupBytes, levels);
+                    for (int t = 0; t < T; t++) {
+                        const __m512i value = four_values(values + (of_run + t * groups) * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
+                    }
+                };
+                if constexpr (kParts == 1)
+                    for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
+                else if (part == 0)
+                    for_steps<0, 1, 2, 3>(add_step);
+                else
+                    for_steps<4, 5, 6, 7>(add_step);
+            }
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++) {
                     const __m512 scale = _mm512_set1_ps(x.scales[first + t * groups + g]);
@@ -157,6 +158,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, &kFloatAvx512, multiply, integer_work, float_work};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 192, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -72,9 +72,9 @@ def activations(rows: int, columns: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((rows, columns), dtype=np.float32)
 
 
-def quantised(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values [n, groups, 32] and scales [n, groups] of activations."""
-    groups = x.reshape(len(x), -1, 32)
+def quantised(x: np.ndarray, width: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """The values [n, groups, width] and scales [n, groups] of activations."""
+    groups = x.reshape(len(x), -1, width)
     largest = np.abs(groups).max(axis=-1)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest >= 1e-30)
     scales = np.where(inverse != 0, largest / np.float32(127), 0).astype(np.float32)
@@ -191,6 +191,16 @@ def test_kernels_equal_their_numpy_twin_bit_for_bit(name, isa, rows):
     for n in (1, 2, 3, 4, 5, 6, 7, 13):
         x = activations(n, columns, seed=n)
         np.testing.assert_array_equal(ops.linear(x, weight), twin(x, tensor))
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_K", "Q6_K", "Q2_K"])
+def test_more_than_kernels_take_at_a_time_equals_the_twin_too(name, isa):
+    """Columns, rows and tokens beyond what is unpacked, or computed by one task, in one go."""
+    tensor = random_tensor(name, 150, 1536)
+    x = activations(310, 1536)
+    np.testing.assert_array_equal(linear(x, tensor, isa), twin(x, tensor))
 
 
 @needs_native

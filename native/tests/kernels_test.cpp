@@ -106,8 +106,8 @@ struct Quantized {
     std::vector<int32_t> offsets, half_offsets;
     Activations view;
 
-    Quantized(const Kernels& kernels, const Floats& x, size_t rows, size_t columns)
-        : view{rows, columns, (columns + kGroup - 1) / kGroup, nullptr, nullptr, nullptr, nullptr, nullptr} {
+    Quantized(const Kernels& kernels, const Floats& x, size_t rows, size_t columns, size_t run)
+        : view{rows, columns, (columns + kGroup - 1) / kGroup, run, nullptr, nullptr, nullptr, nullptr, nullptr} {
         const size_t count = rows * view.groups;
         values.resize(count * kGroup);
         scales.resize(count), sums.resize(count), offsets.resize(count), half_offsets.resize(count * 2);
@@ -132,15 +132,17 @@ void test_quantize() {
         rows[7][columns - 1] = kNoNumber;
         Floats x;
         for (const Floats& row : rows) x.insert(x.end(), row.begin(), row.end());
-        const Quantized wanted(kScalar, x, rows.size(), columns);
-        for (size_t set = 0; set < sets.size(); set++) {
-            const Quantized got(*sets[set], x, rows.size(), columns);
-            const std::string details = std::to_string(columns) + " columns";
-            compare(set, "quantize", details + ", values", got.values, wanted.values);
-            compare(set, "quantize", details + ", scales", got.scales, wanted.scales);
-            compare(set, "quantize", details + ", sums", got.sums, wanted.sums);
-            compare(set, "quantize", details + ", offsets", got.offsets, wanted.offsets);
-            compare(set, "quantize", details + ", offsets of halves", got.half_offsets, wanted.half_offsets);
+        for (const size_t run : {1, 2}) {
+            const Quantized wanted(kScalar, x, rows.size(), columns, run);
+            for (size_t set = 0; set < sets.size(); set++) {
+                const Quantized got(*sets[set], x, rows.size(), columns, run);
+                const std::string details = std::to_string(columns) + " columns, runs of " + std::to_string(run);
+                compare(set, "quantize", details + ", values", got.values, wanted.values);
+                compare(set, "quantize", details + ", scales", got.scales, wanted.scales);
+                compare(set, "quantize", details + ", sums", got.sums, wanted.sums);
+                compare(set, "quantize", details + ", offsets", got.offsets, wanted.offsets);
+                compare(set, "quantize", details + ", offsets of halves", got.half_offsets, wanted.half_offsets);
+            }
         }
     }
 }
@@ -212,7 +214,7 @@ Floats multiply(const Kernels& kernels, const Weights& w, const Floats& x, size_
     // A residual may be what the result takes the place of.
     if (added.residual && pieces) std::copy(added.residual, added.residual + tokens * w.rows, made.begin());
     const Output out{made.data(), added.bias, added.residual && pieces ? made.data() : added.residual};
-    const Quantized quantized(kernels, x, tokens, w.columns);
+    const Quantized quantized(kernels, x, tokens, w.columns, run_of(w.layout));
     const size_t row = pieces ? (tokens + 1) / 3 : 0, block = pieces ? w.blocks() / 2 : 0;
     for (const Range rows : {Range{0, row}, Range{row, tokens}})
         for (const Range blocks : {Range{0, block}, Range{block, w.blocks()}})
