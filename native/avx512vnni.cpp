@@ -12,6 +12,7 @@
 namespace handlens {
 namespace {
 
+constexpr size_t kAhead = 1024;  // bytes of codes that are fetched ahead where one token waits for them
 constexpr int kMaxTokens = 6;  // 6 tokens x 2 blocks: 12 integer and 12 float totals of the 32 registers
 
 __m512i four_values(const int8_t* at) {
@@ -42,6 +43,10 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
         }
     for (size_t g = 0; g < groups; g += run_of(L)) {
+        if constexpr (T == 1)
+            for (int b = 0; b < B; b++)
+                for (size_t line = 0; line < kGroupBytes * run_of(L); line += 64)
+                    __builtin_prefetch(codes + b * next_codes + g * kGroupBytes + line + kAhead);
         for (int part = 0; part < kParts; part++) {
             __m512i dot[T][B];
             for (int t = 0; t < T; t++) {

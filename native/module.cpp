@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -41,14 +45,25 @@ constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
 
+constexpr size_t kAlignment = 64;
+
 struct Free {
-    void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+    size_t alignment = kAlignment;
+    void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(alignment)); }
 };
 using Aligned = std::unique_ptr<uint8_t[], Free>;
 
-Aligned allocate(size_t bytes) { return Aligned(new (std::align_val_t(64)) uint8_t[bytes]); }
-
-constexpr size_t kAlignment = 64;
+// Weights are read from the first to the last in each step, and looking up their pages would take a third of the time:
+// large ones get large pages, where the system has them. What does not fill the last one stays in small ones.
+Aligned allocate(size_t bytes) {
+    constexpr size_t kLargePage = size_t{2} << 20;
+    const size_t alignment = bytes >= kLargePage ? kLargePage : kAlignment;
+    Aligned memory(new (std::align_val_t(alignment)) uint8_t[bytes], Free{alignment});
+#ifdef MADV_HUGEPAGE
+    if (alignment == kLargePage) madvise(memory.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
 
 // Weights in the layout of one instruction set, codes first. They are filled row by row, or lie in memory that Python has.
 struct Packed {
