@@ -256,6 +256,23 @@ void test_multiply(const Source& source, Layout layout) {
         }
 }
 
+// More tokens, blocks and columns than any set takes at a time.
+void test_large_multiply(const Source& source, Layout layout) {
+    const size_t rows = 150, columns = 1536, tokens = 300;
+    const auto& sets = usable_kernels();
+    Random random(6);
+    const std::vector<uint8_t> data = random_blocks(source, rows * columns / source.weights, random);
+    const Floats x = random.numbers(tokens * columns);
+    const Output added{nullptr, nullptr, nullptr};
+    Floats wanted;
+    for (size_t set = sets.size(); set-- > 0;) {  // scalar is the last
+        const Packed packed(source, layout, data, rows, columns, *sets[set]);
+        const Floats got = multiply(*sets[set], packed.weights, x, tokens, added, false);
+        if (wanted.empty()) wanted = got;
+        compare(set, "large multiply " + std::string(source.type), "300 tokens", got, wanted);
+    }
+}
+
 void test_prepare() {
     const auto& sets = usable_kernels();
     const std::pair<const char*, Step::Kind> kinds[] = {{"layer_norm", Step::layer_norm}, {"rms_norm", Step::rms_norm},
@@ -376,6 +393,10 @@ void run() {
     for (const Source& source : sources()) {
         test_multiply(source, source.layout);
         if (packs_as(source, Layout::q8_row)) test_multiply(source, Layout::q8_row);
+    }
+    for (const char* type : {"Q4_0", "Q4_K", "Q6_K", "F16"}) {
+        const Source& source = *find_source(type);
+        test_large_multiply(source, is_float(source.layout) ? Layout::q8_row : source.layout);
     }
     test_prepare();
     test_attend();
