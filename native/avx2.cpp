@@ -79,8 +79,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.levels))), _mm256_set1_epi8(-128));
     __m256 total[T];
     for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
-    for (size_t g = 0; g < groups; g++, codes += kGroupBytes) {
-        const int8_t* group_values = values + g * kGroup;
+    for (size_t g = 0; g < groups; g += run_of(L)) {
         for (int part = 0; part < kParts; part++) {
             __m256i dot[T];
             for (int t = 0; t < T; t++) {
@@ -89,20 +88,22 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                 if constexpr (kForm.offset != 0 && !kSigned)
                     dot[t] = _mm256_set1_epi32(kForm.offset / 8 * (kParts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at]));
             }
-            const auto add_step = [&](auto step) __attribute__((always_inline)) {
-                const __m256i code = codes_of<L, step>(codes, levels);
-                const __m256i magnitude = kSigned ? _mm256_abs_epi8(code) : code;
-                for (int t = 0; t < T; t++) {
-                    const __m256i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    dot[t] = add_products(dot[t], magnitude, kSigned ? _mm256_sign_epi8(value, code) : value);
-                }
-            };
-            if constexpr (kParts == 1)
-                for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
-            else if (part == 0)
-                for_steps<0, 1, 2, 3>(add_step);
-            else
-                for_steps<4, 5, 6, 7>(add_step);
+            for (size_t of_run = g; of_run < std::min(g + run_of(L), groups); of_run++) {
+                const auto add_step = [&](auto step) __attribute__((always_inline)) {
+                    const __m256i code = codes_of<L, step>(codes + of_run * kGroupBytes, levels);
+                    const __m256i magnitude = kSigned ? _mm256_abs_epi8(code) : code;
+                    for (int t = 0; t < T; t++) {
+                        const __m256i value = four_values(values + (of_run + t * groups) * kGroup + step * 4);
+                        dot[t] = add_products(dot[t], magnitude, kSigned ? _mm256_sign_epi8(value, code) : value);
+                    }
+                };
+                if constexpr (kParts == 1)
+                    for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
+                else if (part == 0)
+                    for_steps<0, 1, 2, 3>(add_step);
+                else
+                    for_steps<4, 5, 6, 7>(add_step);
+            }
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++)
                     total[t] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t]),
@@ -202,6 +203,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", kRows, &kFloatAvx2, multiply, integer_work, float_work};
+const Kernels kAvx2 = {"avx2", kRows, 192, &kFloatAvx2, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -5,51 +5,20 @@
 #include <algorithm>
 #include <bit>
 
+#include "avx512.h"
 #include "kernels.h"
 #include "steps.h"
 
 namespace handlens {
 namespace {
 
-constexpr size_t kRows = 16;
+constexpr size_t kAhead = 1024;  // bytes of codes that are fetched ahead where one token waits for them
 constexpr int kMaxTokens = 6;  // 6 tokens x 2 blocks: 12 integer and 12 float totals of the 32 registers
-
-__m512 halves(const uint8_t* at) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-}
-
-__m512 bytes(const uint8_t* at) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
-}
-
-__m512 signed_bytes(const uint8_t* at) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
-}
 
 __m512i four_values(const int8_t* at) {
     int32_t word;
     __builtin_memcpy(&word, at, 4);
     return _mm512_set1_epi32(word);
-}
-
-// The codes of one step of a group; `levels` is the table of four-bit codes, where the layout has one.
-template <Layout L, int Step>
-__m512i codes_of(const uint8_t* group, __m512i levels) {
-    constexpr Codes kCodes = form(L).codes;
-    if constexpr (kCodes == Codes::bytes) return _mm512_load_si512(group + Step * 64);
-    __m512i four = _mm512_load_si512(group + Step % 4 * 64);
-    if constexpr (Step >= 4) four = _mm512_srli_epi16(four, 4);
-    four = _mm512_and_si512(four, _mm512_set1_epi8(15));
-    if constexpr (kCodes == Codes::levels) return _mm512_shuffle_epi8(levels, four);
-    if constexpr (kCodes == Codes::five || kCodes == Codes::six) {
-        constexpr bool kSix = kCodes == Codes::six;
-        constexpr int kShift = kSix ? 4 - Step % 4 * 2 : 4 - Step;  // to the left
-        __m512i upper = _mm512_load_si512(group + 256 + (kSix ? Step / 4 * 64 : 0));
-        if constexpr (kShift > 0) upper = _mm512_slli_epi16(upper, kShift);
-        if constexpr (kShift < 0) upper = _mm512_srli_epi16(upper, -kShift);
-        return _mm512_ternarylogic_epi32(four, upper, _mm512_set1_epi8(kSix ? 48 : 16), 0xf8);  // four | (upper & mask)
-    }
-    return four;
 }
 
 // T tokens times B blocks, through all columns.
@@ -64,9 +33,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
     const size_t next_codes = groups * kGroupBytes, next_scales = w.scale_bytes();
     const int8_t* values = x.values + token * groups * kGroup;
     const size_t first = token * groups;
-    __m512i levels = _mm512_setzero_si512();
-    if constexpr (kForm.codes == Codes::levels)
-        levels = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.levels)));
+    const __m512i levels = levels_of<L>(w);
     __m512 total[T][B];
     for (int t = 0; t < T; t++)
         for (int b = 0; b < B; b++) {
@@ -75,8 +42,11 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             __builtin_prefetch(out.data + (token + t) * w.rows + (block + b) * kRows, 1);
             if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
         }
-    for (size_t g = 0; g < groups; g++) {
-        const int8_t* group_values = values + g * kGroup;
+    for (size_t g = 0; g < groups; g += run_of(L)) {
+        if constexpr (T == 1)
+            for (int b = 0; b < B; b++)
+                for (size_t line = 0; line < kGroupBytes * run_of(L); line += 64)
+                    __builtin_prefetch(codes + b * next_codes + g * kGroupBytes + line + kAhead);
         for (int part = 0; part < kParts; part++) {
             __m512i dot[T][B];
             for (int t = 0; t < T; t++) {
@@ -88,21 +58,23 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                 }
                 for (int b = 0; b < B; b++) dot[t][b] = start;
             }
-            const auto add_step = [&](auto step) __attribute__((always_inline)) {
-                __m512i code[B];
-                for (int b = 0; b < B; b++)
-                    code[b] = codes_of<L, step>(codes + b * next_codes + g * kGroupBytes, levels);
-                for (int t = 0; t < T; t++) {
-                    const __m512i value = four_values(group_values + t * groups * kGroup + step * 4);
-                    for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
-                }
-            };
-            if constexpr (kParts == 1)
-                for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
-            else if (part == 0)
-                for_steps<0, 1, 2, 3>(add_step);
-            else
-                for_steps<4, 5, 6, 7>(add_step);
+            for (size_t of_run = g; of_run < std::min(g + run_of(L), groups); of_run++) {
+                const auto add_step = [&](auto step) __attribute__((always_inline)) {
+                    __m512i code[B];
+                    for (int b = 0; b < B; b++)
+                        code[b] = codes_of<L, step>(codes + b * next_codes + of_run * kGroupBytes, levels);
+                    for (int t = 0; t < T; t++) {
+                        const __m512i value = four_values(values + (of_run + t * groups) * kGroup + step * 4);
+                        for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
+                    }
+                };
+                if constexpr (kParts == 1)
+                    for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
+                else if (part == 0)
+                    for_steps<0, 1, 2, 3>(add_step);
+                else
+                    for_steps<4, 5, 6, 7>(add_step);
+            }
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++) {
                     const __m512 scale = _mm512_set1_ps(x.scales[first + t * groups + g]);
@@ -112,18 +84,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                 continue;
             }
             for (int b = 0; b < B; b++) {
-                __m512 scale, minimum;
-                const uint8_t* at = scales + b * next_scales + g / scale_groups(L) * kRows * row_scale_bytes(L);
-                const size_t factor = (g % kGroupsPerSuperblock * kParts + part) * kRows;
-                if constexpr (kForm.scales == Scales::minima) {
-                    scale = _mm512_mul_ps(halves(at), bytes(at + kRows * 4 + factor));
-                    minimum = _mm512_mul_ps(halves(at + kRows * 2), bytes(at + kRows * (4 + 8 * kParts) + factor));
-                } else if constexpr (kForm.scales == Scales::factors) {
-                    scale = _mm512_mul_ps(_mm512_loadu_ps(at), signed_bytes(at + kRows * 4 + factor));
-                } else {
-                    scale = halves(at);
-                    if constexpr (kForm.scales == Scales::pair) minimum = halves(at + kRows * 2);
-                }
+                const auto [scale, minimum] = scales_of<L>(scales + b * next_scales, g, part);
                 for (int t = 0; t < T; t++) {
                     const size_t row = first + t * groups + g;
                     __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(dot[t][b]), _mm512_set1_ps(x.scales[row]));
@@ -175,21 +136,7 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
 }
 
 void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
-    switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
-        case Layout::q5: return multiply_layout<Layout::q5>(w, x, rows, blocks, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
-        case Layout::q5_k: return multiply_layout<Layout::q5_k>(w, x, rows, blocks, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
-        case Layout::q4_1: return multiply_layout<Layout::q4_1>(w, x, rows, blocks, out);
-        case Layout::q5_1: return multiply_layout<Layout::q5_1>(w, x, rows, blocks, out);
-        case Layout::q2_k: return multiply_layout<Layout::q2_k>(w, x, rows, blocks, out);
-        case Layout::levels: return multiply_layout<Layout::levels>(w, x, rows, blocks, out);
-        case Layout::levels_k: return multiply_layout<Layout::levels_k>(w, x, rows, blocks, out);
-        case Layout::levels_half: return multiply_layout<Layout::levels_half>(w, x, rows, blocks, out);
-        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
-    }
+    for_layout(w.layout, [&](auto layout) { multiply_layout<layout>(w, x, rows, blocks, out); });
 }
 
 constexpr int kIndependent = 16;
@@ -216,6 +163,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, &kFloatAvx512, multiply, integer_work, float_work};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 192, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

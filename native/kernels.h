@@ -11,7 +11,7 @@
 // by the same operations on every instruction set:
 //     total = fma(float(dot) * activation_scale, weight_scale, total)
 //     total = fma(-activation_sum, minimum, total)                       (where there is a minimum)
-// q8_row does
+// q8_row sums the products of a run, two groups whose activations share their scale (the last run may have one), does
 //     total = fma(float(dot), activation_scale, total)
 // and at the end total * weight_scale. With float weights (f32, f16, bf16) the total of an output takes one column after
 // the other:
@@ -60,6 +60,9 @@ constexpr Form form(Layout layout) {
         default: return {Codes::bytes, Scales::none, 1, 0};
     }
 }
+
+// Groups whose activations share a scale.
+constexpr size_t run_of(Layout layout) { return layout == Layout::q8_row ? 2 : 1; }
 
 constexpr bool is_float(Layout layout) { return form(layout).scales == Scales::none; }
 constexpr bool has_minimum(Layout layout) {
@@ -130,9 +133,11 @@ struct Weights {
     }
 };
 
-// Rows of activations, quantised; each array is [rows, groups], values [rows, groups, 32].
+// Rows of activations, quantised; each array is [rows, groups], values [rows, groups, 32]. Where a run of groups shares
+// a scale, what belongs to the run stands in the place of its first group.
 struct Activations {
     size_t rows, columns, groups;
+    size_t run;  // 1 or 2
     int8_t* values;
     float* scales;
     int32_t* offsets;  // -8 times the sum of a group's values: where the dot product starts for an offset of 8
@@ -201,6 +206,7 @@ struct FloatKernels {
 struct Kernels {
     const char* name;
     size_t interleave;
+    size_t rows;  // of x in one task: enough to be worth the asking, few enough to stay in the second cache
     const FloatKernels* floats;
     // out[row, r] for these rows of x and the rows r of these blocks of the weights.
     void (*multiply)(const Weights& weights, const Activations& x, Range rows, Range blocks, const Output& out);
@@ -217,6 +223,9 @@ extern const FloatKernels kFloatAvx2;
 extern const FloatKernels kFloatAvx512;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
+#ifdef HANDLENS_AMX
+extern const Kernels kAmx;
+#endif
 #endif
 #ifdef HANDLENS_ARM
 extern const FloatKernels kFloatNeon;

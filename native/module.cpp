@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -35,21 +39,31 @@ using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device:
 using BlocksOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Memory = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Blocks of weights and rows of x in one task: enough to be worth the asking, few enough to stay in the second cache, to
-// share out evenly and to stop soon.
-constexpr size_t kBlocks = 8, kRows = 192;
+// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon.
+constexpr size_t kBlocks = 8;
 constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
 
+constexpr size_t kAlignment = 64;
+
 struct Free {
-    void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(64)); }
+    size_t alignment = kAlignment;
+    void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(alignment)); }
 };
 using Aligned = std::unique_ptr<uint8_t[], Free>;
 
-Aligned allocate(size_t bytes) { return Aligned(new (std::align_val_t(64)) uint8_t[bytes]); }
-
-constexpr size_t kAlignment = 64;
+// Weights are read from the first to the last in each step, and looking up their pages would take a third of the time:
+// large ones get large pages, where the system has them. What does not fill the last one stays in small ones.
+Aligned allocate(size_t bytes) {
+    constexpr size_t kLargePage = size_t{2} << 20;
+    const size_t alignment = bytes >= kLargePage ? kLargePage : kAlignment;
+    Aligned memory(new (std::align_val_t(alignment)) uint8_t[bytes], Free{alignment});
+#ifdef MADV_HUGEPAGE
+    if (alignment == kLargePage) madvise(memory.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
+    return memory;
+}
 
 // Weights in the layout of one instruction set, codes first. They are filled row by row, or lie in memory that Python has.
 struct Packed {
@@ -275,20 +289,44 @@ void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const 
     });
 }
 
-// The input of linear layers in scratch memory: quantised, and as floats after a step, as far as the weights want it.
+// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, and as
+// floats after a step, as far as the weights want it.
 struct Input {
-    Activations quantized{};
+    std::optional<Activations> groups, runs;
     float* floats = nullptr;
+
+    const Activations& of(Layout layout) const { return run_of(layout) == 1 ? *groups : *runs; }
 };
 
-Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, bool quantized, bool floats) {
-    const size_t groups = (columns + kGroup - 1) / kGroup, count = quantized ? rows * groups : 0;
-    uint8_t* memory = pool.scratch(count * (kGroup + 20) + (floats ? rows * columns * 4 : 0));
-    const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
-    return {{rows, columns, groups, reinterpret_cast<int8_t*>(memory), reinterpret_cast<float*>(part(0)),
-             reinterpret_cast<int32_t*>(part(4)), reinterpret_cast<int32_t*>(part(8)),
-             reinterpret_cast<float*>(part(16))},
-            reinterpret_cast<float*>(part(20))};
+struct Wanted {
+    bool groups, runs, floats;
+
+    bool quantized() const { return groups || runs; }
+};
+
+Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted) {
+    const size_t groups = (columns + kGroup - 1) / kGroup, count = rows * groups, bytes = count * (kGroup + 20);
+    uint8_t* memory = pool.scratch((wanted.groups + wanted.runs) * bytes + (wanted.floats ? rows * columns * 4 : 0));
+    const auto quantized = [&](size_t run) {
+        const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
+        const Activations made{rows, columns, groups, run, reinterpret_cast<int8_t*>(memory),
+                               reinterpret_cast<float*>(part(0)), reinterpret_cast<int32_t*>(part(4)),
+                               reinterpret_cast<int32_t*>(part(8)), reinterpret_cast<float*>(part(16))};
+        memory += bytes;
+        return made;
+    };
+    Input input;
+    if (wanted.groups) input.groups = quantized(1);
+    if (wanted.runs) input.runs = quantized(run_of(Layout::q8_row));
+    input.floats = reinterpret_cast<float*>(memory);
+    return input;
+}
+
+// Rows of x in one task: as many as the kernels take, shared out evenly in whole tiles of every instruction set.
+size_t rows_of_task(const Kernels& kernels, size_t rows) {
+    constexpr size_t kTiles = 48;
+    const size_t runs = (rows + kernels.rows - 1) / kernels.rows;
+    return (rows / std::max<size_t>(runs, 1) + kTiles) / kTiles * kTiles;
 }
 
 // One linear layer of a call.
@@ -304,7 +342,7 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
     if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
         throw nb::value_error("one output and one bias or None for each weight are wanted");
     if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
-    const size_t rows = x.shape(0), runs = (rows + kRows - 1) / kRows;
+    const size_t rows = x.shape(0), each = rows_of_task(*weights[0]->kernels, rows), runs = (rows + each - 1) / each;
     std::vector<Layer> layers;
     size_t end = 0;
     for (size_t i = 0; i < weights.size(); i++) {
@@ -337,37 +375,43 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (rows == 0) return;
     const Kernels& kernels = *weights[0]->kernels;
+    const size_t each = rows_of_task(kernels, rows), runs = (rows + each - 1) / each;
     const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
-    const auto floats = [](const Packed* packed) { return is_float(packed->weights.layout); };
-    const bool quantized = !std::all_of(weights.begin(), weights.end(), floats);
-    const bool prepared = step.kind != Step::none, keep = prepared && std::any_of(weights.begin(), weights.end(), floats);
+    const bool prepared = step.kind != Step::none;
+    Wanted wanted{};
+    for (const Packed* packed : weights) {
+        const Layout layout = packed->weights.layout;
+        (is_float(layout) ? wanted.floats : run_of(layout) == 1 ? wanted.groups : wanted.runs) = true;
+    }
+    wanted.floats &= prepared;
     compute([&](Pool::Lease& pool) {
-        const Input in = lay_out(pool, rows, columns, quantized, keep);
+        const Input in = lay_out(pool, rows, columns, wanted);
         const auto prepare_rows = [&](size_t task) {
             const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
             for (size_t row = task * kRowsToPrepare; row < end; row++) {
                 const float* from = input + row * columns;
                 if (prepared) {
-                    float* to = keep ? in.floats + row * columns : notepad(columns);
+                    float* to = wanted.floats ? in.floats + row * columns : notepad(columns);
                     kernels.floats->prepare(step, from, second ? second + row * columns : nullptr, columns, to);
                     from = to;
                 }
-                if (quantized) kernels.floats->quantize(from, in.quantized, row);
+                if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
+                if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
             }
         };
         const auto multiply = [&](size_t task) {
             size_t i = 0;
             while (task >= layers[i].end) i++;
             const Weights& w = layers[i].packed->weights;
-            const size_t of_layer = task - (i ? layers[i - 1].end : 0), runs = (rows + kRows - 1) / kRows;
-            const size_t block = of_layer / runs * kBlocks, row = of_layer % runs * kRows;
-            const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + kRows, rows)};
+            const size_t of_layer = task - (i ? layers[i - 1].end : 0);
+            const size_t block = of_layer / runs * kBlocks, row = of_layer % runs * each;
+            const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + each, rows)};
             if (is_float(w.layout))
-                kernels.floats->multiply(w, keep ? in.floats : input, some, blocks, layers[i].out);
+                kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layers[i].out);
             else
-                kernels.multiply(w, in.quantized, some, blocks, layers[i].out);
+                kernels.multiply(w, in.of(w.layout), some, blocks, layers[i].out);
         };
-        return (!(prepared || quantized) ||
+        return (!(prepared || wanted.quantized()) ||
                 pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&
                pool.run(layers.back().end, multiply, interrupted);
     });

@@ -194,11 +194,11 @@ void tile(const Weights& w, const Activations& x, const int8_t* values, size_t b
     const uint8x16_t levels = w.levels ? vld1q_u8(w.levels) : vdupq_n_u8(0);
     float32x4_t total[T];
     for (int t = 0; t < T; t++) total[t] = vdupq_n_f32(0);
+    int32x4_t dot[T];
     for (size_t g = 0; g < groups; g++, codes += code_bytes) {
-        int32x4_t dot[T];
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
-            if (half == 0 || kHalves)
+            if (kHalves || (half == 0 && g % run_of(L) == 0))
                 for (int t = 0; t < T; t++) dot[t] = vdupq_n_s32(0);
             int8x16_t of_half[4];
             read_codes<L>(codes, half, levels, of_half);
@@ -207,11 +207,11 @@ void tile(const Weights& w, const Activations& x, const int8_t* values, size_t b
             if constexpr (Paired) add_half_of_pairs<T>(of_half, at, groups * 2 * kStep, dot);
 #endif
             if constexpr (!Paired) add_half<T>(of_half, at, groups * 2 * kStep, dot);
-            if (half == 0 && !kHalves) continue;
+            if (!kHalves && (half == 0 || (g % run_of(L) != run_of(L) - 1 && g != groups - 1))) continue;
 #ifdef __ARM_FEATURE_MATMUL_INT8
             if constexpr (Paired) part<T>(dot);
 #endif
-            add_scaled<L, T>(dot, scales, g, kHalves ? half : 0, x, token * groups + g, total);
+            add_scaled<L, T>(dot, scales, g, kHalves ? half : 0, x, token * groups + g / run_of(L) * run_of(L), total);
         }
     }
     const size_t row = block * kRows, here = std::min(kRows, w.rows - row);

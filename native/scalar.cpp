@@ -45,7 +45,9 @@ void unpack(const Weights& w, size_t row, size_t g, uint8_t* codes, float* scale
 }
 
 void multiply(const Weights& w, const Activations& x, Range tokens, Range blocks, const Output& out) {
+    const size_t run = run_of(w.layout);
     std::vector<float> totals(x.rows);
+    std::vector<int32_t> dots(x.rows);  // of a run so far
     for (size_t row = blocks.first; row < blocks.last; row++) {
         std::fill(totals.begin(), totals.end(), 0.0f);
         float scale[2], minimum[2];
@@ -58,12 +60,16 @@ void multiply(const Weights& w, const Activations& x, Range tokens, Range blocks
                 float& total = totals[token];
                 const Form f = form(w.layout);
                 for (size_t part = 0, width = kGroup / f.parts; part < f.parts; part++) {
-                    int32_t dot = f.offset / 8 * (f.parts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at]);
+                    int32_t dot = g % run ? dots[token]
+                                          : f.offset / 8 * (f.parts == 2 ? x.half_offsets[2 * at + part] : x.offsets[at]);
                     for (size_t i = part * width; i < (part + 1) * width; i++) dot += codes[i] * values[i];
-                    if (w.layout == Layout::q8_row)
-                        total = __builtin_fmaf(static_cast<float>(dot), x.scales[at], total);
-                    else
+                    if (w.layout == Layout::q8_row) {
+                        dots[token] = dot;
+                        if (g % run == run - 1 || g == x.groups - 1)
+                            total = __builtin_fmaf(static_cast<float>(dot), x.scales[at - g % run], total);
+                    } else {
                         total = __builtin_fmaf(static_cast<float>(dot) * x.scales[at], scale[part], total);
+                    }
                     if (has_minimum(w.layout)) total = __builtin_fmaf(-x.sum(at, f.parts, part), minimum[part], total);
                 }
             }
@@ -108,6 +114,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", 1, &kFloatScalar, multiply, integer_work, float_work};
+const Kernels kScalar = {"scalar", 1, 192, &kFloatScalar, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -1,11 +1,23 @@
 """Models that many tests share; each is written once a session."""
 
+import os
+from pathlib import Path
+
 import pytest
 
+import handlens
 from handlens.chat import Chat, load
 from handlens.config import FAMILIES
 from handlens.cpu.backend import KERNELS_VARIABLE
 from tests import tiny
+
+
+def pytest_configure():
+    # Programs that tests start compute with the package that the tests import. Python would look in the working
+    # directory first, where the source tree lies: it has no kernels in it if the package was installed elsewhere.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    paths = str(Path(handlens.__file__).parents[1]), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from handlens.cli import run
 from handlens.cli.read import INSTRUCTION
 from handlens.cli.reference import page
 from handlens.cli.terminal import harmless
+from handlens.cpu import ops
 from handlens.engine.sampling import SamplingParams
 from handlens.gguf import GGUFFile, write_gguf
 from tests import tiny
@@ -285,6 +286,12 @@ def talk(model, lines, *options, image=None) -> tuple[int, str, str]:
     command = [*PROGRAM, "chat", *([str(image)] if image else []), *model, *SHORT, "--greedy", "-q", *options]
     done = subprocess.run(command, input="\n".join([*lines, ""]).encode(), capture_output=True, timeout=60)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_programs_that_tests_start_compute_with_the_kernels_of_the_tests():
+    code = "from handlens.cpu import ops; print([ops.__file__, ops.native and ops.native.__file__])"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert started.strip() == str([ops.__file__, ops.native and ops.native.__file__])
 
 
 def test_a_conversation_keeps_its_turns_and_images(chat, model, pictures):

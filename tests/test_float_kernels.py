@@ -32,16 +32,16 @@ def twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def int8_twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same with a weight of int8 and a scale a row, x in groups of 32."""
-    filled = -weight.shape[1] % 32
+    """The same with a weight of int8 and a scale a row, x in runs of two groups of 32 that share a scale."""
+    filled = -weight.shape[1] % 64
     x, weight = np.pad(x, ((0, 0), (0, filled))), np.pad(weight, ((0, 0), (0, filled)))
     largest = np.abs(weight).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)
-    codes = np.rint(weight * inverse).astype(np.int64).reshape(len(weight), -1, 32)
-    values, scales = quantised(x)
+    codes = np.rint(weight * inverse).astype(np.int64).reshape(len(weight), -1, 64)
+    values, scales = quantised(x, 64)
     total = np.zeros((len(x), len(weight)), np.float32)
-    for g in range(codes.shape[1]):
-        total = fma((values[:, g] @ codes[:, g].T).astype(np.float32), scales[:, g, None], total)
+    for run in range(codes.shape[1]):
+        total = fma((values[:, run] @ codes[:, run].T).astype(np.float32), scales[:, run, None], total)
     return total * (largest / np.float32(127)).T
 
 
@@ -63,11 +63,11 @@ def test_float_weights_equal_their_numpy_twin_bit_for_bit(type, isa, rows, colum
 @needs_native
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("type", FLOATS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (17, 72), (40, 588), (100, 431)])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 32), (17, 72), (40, 588), (100, 431), (150, 1500)])
 def test_float_weights_as_int8_equal_their_numpy_twin_bit_for_bit(type, isa, rows, columns):
     tensor = float_tensor(type, rows, columns)
     weight = ops.pack(tensor, isa, precision="int8")
-    for n in (1, 2, 5, 6, 7, 13, 17):
+    for n in (1, 2, 5, 6, 7, 13, 17, 70):
         x = activations(n, columns, seed=n)
         np.testing.assert_array_equal(ops.linear(x, weight), int8_twin(x, tensor.dequantize()))
 

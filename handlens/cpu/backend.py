@@ -94,7 +94,7 @@ class CpuBackend:
             digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.data))
             let_go(tensor.data)
-        precision = self.vision_precision if self.arithmetic is ops else "numpy"
+        precision = f"{self.vision_precision} in runs of 64" if self.arithmetic is ops else "numpy"
         return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:

@@ -2,9 +2,9 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-and sum integers; everything else computes in float32. How far results are from the reference's is stated and held by
-`tests/test_kernels.py`, `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits on
-every instruction set and for any thread count.
+(or 64) and sum integers; everything else computes in float32. How far results are from the reference's is stated and
+held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same
+bits on every instruction set and for any thread count.
 """
 
 import math

@@ -106,8 +106,8 @@ struct Quantized {
     std::vector<int32_t> offsets, half_offsets;
     Activations view;
 
-    Quantized(const Kernels& kernels, const Floats& x, size_t rows, size_t columns)
-        : view{rows, columns, (columns + kGroup - 1) / kGroup, nullptr, nullptr, nullptr, nullptr, nullptr} {
+    Quantized(const Kernels& kernels, const Floats& x, size_t rows, size_t columns, size_t run)
+        : view{rows, columns, (columns + kGroup - 1) / kGroup, run, nullptr, nullptr, nullptr, nullptr, nullptr} {
         const size_t count = rows * view.groups;
         values.resize(count * kGroup);
         scales.resize(count), sums.resize(count), offsets.resize(count), half_offsets.resize(count * 2);
@@ -132,15 +132,17 @@ void test_quantize() {
         rows[7][columns - 1] = kNoNumber;
         Floats x;
         for (const Floats& row : rows) x.insert(x.end(), row.begin(), row.end());
-        const Quantized wanted(kScalar, x, rows.size(), columns);
-        for (size_t set = 0; set < sets.size(); set++) {
-            const Quantized got(*sets[set], x, rows.size(), columns);
-            const std::string details = std::to_string(columns) + " columns";
-            compare(set, "quantize", details + ", values", got.values, wanted.values);
-            compare(set, "quantize", details + ", scales", got.scales, wanted.scales);
-            compare(set, "quantize", details + ", sums", got.sums, wanted.sums);
-            compare(set, "quantize", details + ", offsets", got.offsets, wanted.offsets);
-            compare(set, "quantize", details + ", offsets of halves", got.half_offsets, wanted.half_offsets);
+        for (const size_t run : {1, 2}) {
+            const Quantized wanted(kScalar, x, rows.size(), columns, run);
+            for (size_t set = 0; set < sets.size(); set++) {
+                const Quantized got(*sets[set], x, rows.size(), columns, run);
+                const std::string details = std::to_string(columns) + " columns, runs of " + std::to_string(run);
+                compare(set, "quantize", details + ", values", got.values, wanted.values);
+                compare(set, "quantize", details + ", scales", got.scales, wanted.scales);
+                compare(set, "quantize", details + ", sums", got.sums, wanted.sums);
+                compare(set, "quantize", details + ", offsets", got.offsets, wanted.offsets);
+                compare(set, "quantize", details + ", offsets of halves", got.half_offsets, wanted.half_offsets);
+            }
         }
     }
 }
@@ -212,7 +214,7 @@ Floats multiply(const Kernels& kernels, const Weights& w, const Floats& x, size_
     // A residual may be what the result takes the place of.
     if (added.residual && pieces) std::copy(added.residual, added.residual + tokens * w.rows, made.begin());
     const Output out{made.data(), added.bias, added.residual && pieces ? made.data() : added.residual};
-    const Quantized quantized(kernels, x, tokens, w.columns);
+    const Quantized quantized(kernels, x, tokens, w.columns, run_of(w.layout));
     const size_t row = pieces ? (tokens + 1) / 3 : 0, block = pieces ? w.blocks() / 2 : 0;
     for (const Range rows : {Range{0, row}, Range{row, tokens}})
         for (const Range blocks : {Range{0, block}, Range{block, w.blocks()}})
@@ -252,6 +254,23 @@ void test_multiply(const Source& source, Layout layout) {
                 }
             }
         }
+}
+
+// More tokens, blocks and columns than any set takes at a time.
+void test_large_multiply(const Source& source, Layout layout) {
+    const size_t rows = 150, columns = 1536, tokens = 300;
+    const auto& sets = usable_kernels();
+    Random random(6);
+    const std::vector<uint8_t> data = random_blocks(source, rows * columns / source.weights, random);
+    const Floats x = random.numbers(tokens * columns);
+    const Output added{nullptr, nullptr, nullptr};
+    Floats wanted;
+    for (size_t set = sets.size(); set-- > 0;) {  // scalar is the last
+        const Packed packed(source, layout, data, rows, columns, *sets[set]);
+        const Floats got = multiply(*sets[set], packed.weights, x, tokens, added, false);
+        if (wanted.empty()) wanted = got;
+        compare(set, "large multiply " + std::string(source.type), "300 tokens", got, wanted);
+    }
 }
 
 void test_prepare() {
@@ -374,6 +393,10 @@ void run() {
     for (const Source& source : sources()) {
         test_multiply(source, source.layout);
         if (packs_as(source, Layout::q8_row)) test_multiply(source, Layout::q8_row);
+    }
+    for (const char* type : {"Q4_0", "Q4_K", "Q6_K", "F16"}) {
+        const Source& source = *find_source(type);
+        test_large_multiply(source, is_float(source.layout) ? Layout::q8_row : source.layout);
     }
     test_prepare();
     test_attend();
