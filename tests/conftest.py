@@ -1,6 +1,7 @@
 """Models that many tests share; each is written once a session."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ def pytest_configure():
     os.environ["PYTHONSAFEPATH"] = "1"
     paths = str(Path(handlens.__file__).parents[1]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # Jobs in the background ignore Ctrl-C, and so would the programs that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -34,13 +34,7 @@ def command(tmp_path_factory) -> list[str]:
 
 
 def start(command: list[str], *options: str) -> subprocess.Popen:
-    def with_default_interrupt():  # children of a job in the background would ignore Ctrl-C
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=with_default_interrupt
-    )
+    return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def interrupted(process: subprocess.Popen) -> tuple[float, bytes, bytes]:
