@@ -35,7 +35,7 @@ MODELS_VARIABLE = "HANDLENS_MODELS"
 ROPE_FACTORS = "rope_freqs.weight"
 
 #: What `load()` uses when no model is named.
-DEFAULT_MODEL = "tiny-untrained"
+DEFAULT_MODEL = "handlens-mini"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ tokens then differ from prompt to prompt and from image to image, with margins f
 
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import tokenizers
@@ -197,21 +195,3 @@ def write(folder: Path, config: ModelConfig, *, type: str = "F32", name: str = "
     write_language(made.model, config, tokenizer, official, type)
     write_projector(made.mmproj, config, official, type)
     return made
-
-
-def main() -> None:
-    """Writes the pair that ships until there is a trained default, and the tokenizer inside it."""
-    folder = Path(str(resources.files("handlens") / "assets"))
-    folder.mkdir(exist_ok=True)
-    mini = config(FAMILIES["handlens-mini"], scale_resolution=224)
-    with TemporaryDirectory() as scratch:
-        made = write(Path(scratch), mini)
-        # Unlike those of the tests, this one ends its answers: nobody has to watch a thousand random words.
-        end = np.random.default_rng(1).standard_normal(mini.llm.hidden_size) * 0.45
-        made.official["llm.lm_head.weight"][made.tokenizer.id("<|eot_id|>")] = end
-        write_language(folder / "tiny-untrained.gguf", mini, made.tokenizer, made.official, "Q8_0")
-        write_projector(folder / "tiny-untrained.mmproj.gguf", mini, made.official, "F16", positions="Q8_0")
-
-
-if __name__ == "__main__":
-    main()

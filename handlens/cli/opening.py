@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from handlens.processor import Inputs
     from handlens.weights import LoadedModel
 
-UNTRAINED = (
-    "no model was named, so the one that ships with handlens answers: it is tiny and untrained, and its answers mean "
-    "nothing. Load a real one with --model FILE.gguf, its mmproj file beside it or given with --mmproj."
+DEFAULT = (
+    "no model was named, so the small one that ships with handlens answers: it reads printed lines in Latin letters, with "
+    "many mistakes, and nothing else yet (docs/default-model.md). Load the real one, MiniCPM-Llama3-V 2.5 with 8 "
+    "billion parameters, with --model FILE.gguf, its mmproj file beside it or given with --mmproj."
 )
 
 #: The name that stands for an image on standard input.
@@ -62,7 +63,7 @@ def open_chat(options: ModelOptions) -> "Chat":
 
 def notices(model: "LoadedModel") -> list[str]:
     """What a person should know about a model before believing its answers."""
-    return [UNTRAINED] * model.files.is_default + list(model.config.notices)
+    return [DEFAULT] * model.files.is_default + list(model.config.notices)
 
 
 def open_pictures(paths: Sequence[Path], options: ModelOptions) -> list["Image.Image"]:

@@ -1,0 +1,78 @@
+"""The model that ships reads: with the core installation alone, in seconds, and in llama.cpp as here."""
+
+import importlib.util
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from examples.make_lines import LINES, draw
+from handlens.chat import load
+from handlens.engine.sampling import SamplingParams
+from handlens.eval.metrics import character_errors, total
+from handlens.weights import find_files
+
+QUESTION = "What is written here?"
+GREEDY = SamplingParams.greedy(max_new_tokens=64)
+FOLDER = Path(__file__).parents[1] / "examples" / "lines"
+#: Errors a character that are allowed in the six shipped pictures; docs/default-model.md says how many there are.
+MOST_ERRORS = 0.2
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load()
+
+
+def asked(chat, image, question: str = QUESTION) -> str:
+    return chat.reply([{"role": "user", "content": [image, question]}], GREEDY)
+
+
+def test_it_reads_six_pictures(shipped):
+    errors = [
+        character_errors(text, asked(shipped, Image.open(FOLDER / f"{name}.png"))) for name, (text, *_) in LINES.items()
+    ]
+    assert len(errors) == 6
+    assert total(errors).value <= MOST_ERRORS
+
+
+def test_the_six_pictures_are_those_that_their_script_draws():
+    for name, line in LINES.items():
+        with Image.open(FOLDER / f"{name}.png") as image:
+            assert image.size == draw(*line).size
+
+
+@pytest.mark.parametrize("colour", ["white", "black", "#8a7f6b"])
+def test_answers_hold_no_special_tokens_and_end(shipped, colour):
+    said = asked(shipped, Image.new("RGB", (300, 200), colour), "Read the text in this image.")
+    assert "<|" not in said and "<image>" not in said and len(said) < 400
+
+
+def test_its_files_are_small_and_split_so_that_they_travel():
+    files = find_files(None)
+    folder = resources.files("handlens") / "assets"
+    assert {files.model.name, files.mmproj.name} == {path.name for path in folder.iterdir()}
+    sizes = [path.stat().st_size for path in (files.model, files.mmproj)]
+    assert max(sizes) <= 15 << 20 and sum(sizes) <= 30_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp's wheel is not installed")
+def test_stock_llama_cpp_gives_the_same_answers(shipped, exact):
+    """100 pictures of sizes that both programs cut alike; at least 95 have the same greedy answer, token by token."""
+    from benchmarks.llama_cpp_agreement import SHAPES
+    from tests.llama_cpp import LlamaCpp, compare
+
+    files = find_files(None)
+    chat, theirs = load(), LlamaCpp(files.model, files.mmproj)
+    texts = [text for text, *_ in LINES.values()]
+    same = 0
+    for number in range(100):
+        width, height = SHAPES[number % len(SHAPES)]
+        image = Image.new("RGB", (width, height), "white")
+        line = draw(texts[number % len(texts)], 16 + number % 9, "black", "white")
+        image.paste(line, (max((width - line.width) // 2, 0), max((height - line.height) // 2, 0)))
+        compared = compare(chat, theirs, QUESTION, [image], 24)
+        same += compared.same_length and compared.changed == 0
+    assert same >= 95
