@@ -1,16 +1,20 @@
 """The model that ships reads: with the core installation alone, in seconds, and in llama.cpp as here."""
 
 import importlib.util
+import shutil
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from examples.make_lines import LINES, draw
 from handlens.chat import load
+from handlens.cpu import ops
 from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, total
+from handlens.quant.quantize import quantize_model
 from handlens.weights import find_files
 
 QUESTION = "What is written here?"
@@ -55,6 +59,20 @@ def test_its_files_are_small_and_split_so_that_they_travel():
     assert {files.model.name, files.mmproj.name} == {path.name for path in folder.iterdir()}
     sizes = [path.stat().st_size for path in (files.model, files.mmproj)]
     assert max(sizes) <= 15 << 20 and sum(sizes) <= 30_000_000
+
+
+@pytest.mark.skipif(ops.native is None, reason="built without kernels")
+def test_int8_vision_looks_where_float_vision_looks_whatever_type_the_projector_has(tmp_path):
+    """The resampler of a trained model looks sharply: its queries and keys stay floats where the file has floats."""
+    files = find_files(None)
+    shutil.copy(files.model, tmp_path / "mini.gguf")
+    quantize_model(files.mmproj, tmp_path / "mini.mmproj.gguf", "F16")
+    chats = [load(tmp_path / "mini.gguf", vision_precision=precision) for precision in ("int8", "f32")]
+    for name in LINES:
+        msgs = [{"role": "user", "content": [Image.open(FOLDER / f"{name}.png"), QUESTION]}]
+        ours, exact = (chat.generator.embeddings(chat.prepare(msgs, GREEDY)) for chat in chats)
+        norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(exact, axis=1)
+        assert ((ours * exact).sum(axis=1) / norms).min() >= 0.999
 
 
 @pytest.mark.slow

@@ -31,6 +31,9 @@ DENSE_BYTES = 1 << 30
 KERNELS_VARIABLE = "HANDLENS_KERNELS"
 #: Matrices that are only looked up in, row by row. The first is multiplied with where there is no `output.weight`.
 TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "resampler.pos_embed")
+#: Float matrices that stay floats in int8 as well: what they compute chooses places, and a trained model may choose
+#: sharply, so that int8 with a scale a row changes what it sees (tests/test_default_model.py).
+EXACT = ("resampler.attn.q.weight", "resampler.attn.k.weight")
 #: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), or float32.
 VISION_PRECISIONS = ("int8", "f32")
 
@@ -94,7 +97,7 @@ class CpuBackend:
             digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.data))
             let_go(tensor.data)
-        precision = f"{self.vision_precision} in runs of 64" if self.arithmetic is ops else "numpy"
+        precision = f"{self.vision_precision} in runs of 64, keys exact" if self.arithmetic is ops else "numpy"
         return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
@@ -209,10 +212,12 @@ def _in_memory(
     placed = {}
     if arithmetic is ops:
         matrices = {name: tensors[name] for name in sorted(tensors.keys() - tables) if len(tensors[name].shape) > 1}
-        if packs is not None:
-            placed = packs.pack(part, matrices, precision)
-        else:
-            placed = {name: ops.pack(tensor, precision=precision) for name, tensor in matrices.items()}
+        exact = {name: matrices.pop(name) for name in EXACT if name in matrices} if precision == "int8" else {}
+        for what, chosen, how in ((part, matrices, precision), (f"{part}, exact", exact, None)):
+            if packs is not None and chosen:
+                placed |= packs.pack(what, chosen, how)
+            else:
+                placed |= {name: ops.pack(tensor, precision=how) for name, tensor in chosen.items()}
     for name in tensors.keys() - placed.keys():
         tensor = tensors[name]
         placed[name] = tensor.dequantize() if small or len(tensor.shape) == 1 else tensor

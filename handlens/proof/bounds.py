@@ -4,10 +4,6 @@
 #: bits: half a percent a linear layer (docs/performance.md), and a block has four such layers, one behind the other.
 ARITHMETIC = 0.05
 
-#: The same for the resampler. Its queries may look at one place sharply, and then small errors of the keys change what
-#: they see: 5.2 percent was measured with float weights, which the kernels round to 8 bits a row.
-RESAMPLER = 0.1
-
 #: Outputs of a chain of stages in numpy against those in the seal. Only the order of float32 additions differs.
 CHAIN = 2e-3
 

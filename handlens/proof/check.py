@@ -224,8 +224,8 @@ def _arithmetic(
         names = [name for name in names if name not in blocks[1:-1]]
     for name, (error, wanted) in _told(errors(slow, fast, stages, names), tell):
         outputs[name] = sample(wanted)
-        bound = bounds.RESAMPLER if name == "resampler" else bounds.ARITHMETIC
-        yield Finding(name, GOOD if error <= bound else BAD, "fast arithmetic beside numpy", error, bound)
+        verdict = GOOD if error <= bounds.ARITHMETIC else BAD
+        yield Finding(name, verdict, "fast arithmetic beside numpy", error, bounds.ARITHMETIC)
 
 
 def _against_seal(
