@@ -87,7 +87,7 @@ SIZES = {
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 head_dim=64,
-                vocab_size=1042,
+                vocab_size=8210,  # that of the tokenizer that ships
                 max_position_embeddings=4096,
             ),
             vision=VisionConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2),

@@ -76,6 +76,7 @@ def test_int8_vision_looks_where_float_vision_looks_whatever_type_the_projector_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp's wheel is not installed")
 def test_stock_llama_cpp_gives_the_same_answers(shipped, exact):
     """100 pictures of sizes that both programs cut alike; at least 95 have the same greedy answer, token by token."""
