@@ -13,6 +13,8 @@ LONGEST_PERIOD, REPEATS, LEAST = 40, 4, 72
 def repeats(ids: list[int]) -> bool:
     """Whether the ids end in one run of tokens again and again."""
     for period in range(1, min(LONGEST_PERIOD, len(ids) // REPEATS) + 1):
+        if ids[-1] != ids[-1 - period]:
+            continue  # nearly always, and this runs for each token
         count = max(REPEATS, -(-LEAST // period)) * period
         if count <= len(ids) and ids[-count:-period] == ids[-count + period :]:
             return True

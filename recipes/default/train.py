@@ -159,9 +159,9 @@ class Trainer:
                     features = torch.lerp(features.detach(), features, stage.pull)
                 vectors = model.vectors(features, batch["places"], patch_mask)
                 if stage.spelling:
-                    parts["spelling"] = self._spelling(vectors, batch)
-                    total = total + stage.spelling * parts["spelling"]
-                    parts["spelling"] = parts["spelling"].detach()
+                    spelling = self._spelling(vectors, batch)
+                    parts["spelling"] = spelling.detach()
+                    total = total + stage.spelling * spelling
                 embedded = model.embeddings(batch["input_ids"], vectors, batch["vectors"], batch["vector_index"])
                 hidden = model.language(embedded).flatten(0, 1)[batch["label_index"]]
                 each = F.cross_entropy(model.logits(hidden).float(), batch["labels"], reduction="none")
