@@ -58,7 +58,7 @@ def run(tokenizer_file):
 
 def noise(width: int, height: int) -> Sample:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return Sample(image, "What is it?", "A small answer.", "noise", "en")
+    return Sample(image, "What is it?", "A small answer.", "photo", "en")
 
 
 def embedded(model: Mini, examples) -> torch.Tensor:
