@@ -1,11 +1,12 @@
 """Batches without end, drawn here or in processes of their own while the device computes."""
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -29,10 +30,16 @@ logger = logging.getLogger("handlens")
 AHEAD, READY = 3, 4
 #: Batches that are kept to be shown again.
 KEPT = 64
+#: Where tensors in one piece of memory begin: at a multiple of so many bytes.
+ALIGNED = 64
 #: English is drawn this much more often than any other language.
 ENGLISH = 3.0
 #: Makers that fail for more than this share of samples are broken; fewer failures are reported and passed over.
 MOST_FAILURES = 0.01
+
+
+#: Name, type, shape and first byte of each tensor.
+Layout = Sequence[tuple[str, torch.dtype, tuple[int, ...], int]]
 
 
 @dataclass(frozen=True)
@@ -167,10 +174,9 @@ class Feed:
     def _fetch(self) -> None:
         """Takes batches over from the processes as they come."""
         while True:
-            made_for, tasks, tensors = self._queue.get()
+            made_for, tasks, layout, memory = self._queue.get()
             if made_for == self._rounds:
-                if self.pin:
-                    tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+                tensors = unpacked(layout, memory.pin_memory() if self.pin else memory)
                 self._ready.put((made_for, tasks, tensors))
 
     def close(self) -> None:
@@ -188,4 +194,26 @@ def _work(plan: Plan, seed: int, orders, made) -> None:
         while source is None or not orders.empty():
             number, stage = orders.get()
             source = batches(plan, stage, seed + number)
-        made.put((number, *next(source)))
+        tasks, tensors = next(source)
+        made.put((number, tasks, *packed(tensors)))
+
+
+def packed(tensors: Mapping[str, torch.Tensor]) -> tuple[Layout, torch.Tensor]:
+    """What is where in the bytes [n] that hold all the tensors, and those bytes: another process is handed one tensor,
+    which is a system call or two, and not a dozen."""
+    layout, size = [], 0
+    for name, tensor in tensors.items():
+        layout.append((name, tensor.dtype, tuple(tensor.shape), size))
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    memory = torch.empty(size, dtype=torch.uint8)
+    for name, tensor in unpacked(layout, memory).items():
+        tensor.copy_(tensors[name])
+    return layout, memory
+
+
+def unpacked(layout: Layout, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that lie in the bytes, without a copy."""
+    return {
+        name: memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for name, dtype, shape, start in layout
+    }

@@ -37,7 +37,7 @@ PRESETS = {
         llm_heads=8,
         llm_kv_heads=4,
         vocabulary=8192,
-        batch_cost=1 << 16,
+        batch_cost=1 << 17,
         learning_rate=2e-3,
     ),
     "cpu": Preset(
