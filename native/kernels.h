@@ -203,6 +203,18 @@ struct FloatKernels {
     void (*turn)(const float* x, const float* cos, const float* sin, size_t heads, size_t width, float* out);
 };
 
+// Softmax attention whose products are those of bfloat16 numbers: keys and values are packed once a call, then attended to.
+// All memory lies at multiples of 64 bytes. It does not look at `causal`.
+struct Bf16Attention {
+    size_t (*packed_bytes)(const Attention& attention);
+    size_t (*tasks_to_pack)(const Attention& attention);
+    void (*pack)(const Attention& attention, size_t task, uint8_t* packed);
+    size_t (*tasks)(const Attention& attention);
+    // Bytes of scratch memory that a task needs.
+    size_t (*scratch)(const Attention& attention);
+    void (*attend)(const Attention& attention, size_t task, const uint8_t* packed, uint8_t* scratch);
+};
+
 struct Kernels {
     const char* name;
     size_t interleave;
@@ -225,6 +237,9 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #ifdef HANDLENS_AMX
 extern const Kernels kAmx;
+#ifdef HANDLENS_AMX_BF16
+extern const Bf16Attention kAmxAttention;
+#endif
 #endif
 #endif
 #ifdef HANDLENS_ARM

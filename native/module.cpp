@@ -417,9 +417,23 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     });
 }
 
+uint8_t* aligned(void* memory) {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+void attend_in_bf16(const Bf16Attention& kernels, const Attention& a) {
+    const size_t floats = kernels.scratch(a) / sizeof(float) + kAlignment;
+    compute([&](Pool::Lease& pool) {
+        uint8_t* packed = aligned(pool.scratch(kernels.packed_bytes(a) + kAlignment));
+        return pool.run(kernels.tasks_to_pack(a), [&](size_t task) { kernels.pack(a, task, packed); }, interrupted) &&
+               pool.run(kernels.tasks(a),
+                        [&](size_t task) { kernels.attend(a, task, packed, aligned(notepad(floats))); }, interrupted);
+    });
+}
+
 // out = what the queries read of the keys and values [kv_heads, key_count, width], whatever their strides but the last.
 void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
-            const std::string& isa) {
+            const std::string& isa, bool bf16) {
     const Attention a{q.shape(0), q.shape(1), keys.shape(0), keys.shape(1), q.shape(2), causal,
                       q.data(), keys.data(), values.data(), size_t(keys.stride(0)), size_t(keys.stride(1)),
                       size_t(values.stride(0)), size_t(values.stride(1)), out.data()};
@@ -439,6 +453,12 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
     for (const void* data : {static_cast<const void*>(a.q), static_cast<const void*>(a.keys),
                              static_cast<const void*>(a.values), static_cast<const void*>(a.out)})
         check_alignment(data, "an array");
+    if (bf16) {
+        const Bf16Attention* attention = bf16_attention(kernels_named(isa));
+        if (!attention || causal)
+            throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
+        return attend_in_bf16(*attention, a);
+    }
     const FloatKernels& kernels = *kernels_named(isa).floats;
     compute([&](Pool::Lease& pool) {
         return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, notepad(a.scratch())); }, interrupted);
@@ -587,7 +607,10 @@ NB_MODULE(_native, m) {
           "outs [n, rows].");
     m.def("prepare", &prepare, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "isa"_a, "Writes x after a step.");
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
-          "causal"_a, "isa"_a, "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
+          "causal"_a, "isa"_a, "bf16"_a = false,
+          "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
+    m.def("has_bf16_attention", [](const std::string& isa) { return bf16_attention(kernels_named(isa)) != nullptr; },
+          "isa"_a, "Whether these kernels can multiply in bfloat16 where nothing is causal.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),

@@ -246,7 +246,7 @@ def test_query_vectors_in_int8_point_where_those_of_float32_do(tmp_path):
         patches = np.clip(smooth, -1, 1).astype(np.float32)
         vectors = []
         for weights, functions in ((exact, reference), (packed, ops)):
-            features = VisionTower(config.vision, weights, functions).encode(patches, size, len(patches))
+            features = VisionTower(config.vision, weights, functions, bf16=True).encode(patches, size, len(patches))
             vectors.append(Resampler(config.resampler, weights, functions).forward(features, size))
         wanted, ours = vectors
         norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(ours, axis=1)
@@ -261,6 +261,8 @@ def test_the_vision_precision_is_chosen_where_a_model_is_loaded(monkeypatch):
         backend = load_model(vision_precision=precision).generator.backend
         layouts[precision] = backend.tower.layers[0]["ffn_up"][0].packed.nbytes
         assert isinstance(backend.resampler.modules["query"][0], np.ndarray)
+        assert backend.tower.bf16 == (precision == "int8")
+        assert ("attention in bf16" in backend.vision_key) == (precision == "int8" and ops.multiplies_bf16())
     assert layouts["int8"] < layouts["f32"]
     with pytest.raises(InputError, match="vision precision is 'int4'; int8 or f32"):
         CpuBackend(tiny.config(), {}, {}, "int4")

@@ -34,7 +34,8 @@ TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "res
 #: Float matrices that stay floats in int8 as well: what they compute chooses places, and a trained model may choose
 #: sharply, so that int8 with a scale a row changes what it sees (tests/test_default_model.py).
 EXACT = ("resampler.attn.q.weight", "resampler.attn.k.weight")
-#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), or float32.
+#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`) and attention of the
+#: tower in bfloat16 where the processor can (see `ops.attention`), or float32.
 VISION_PRECISIONS = ("int8", "f32")
 
 
@@ -75,7 +76,7 @@ class CpuBackend:
         with self._lock:
             if self._eyes is None and self.config.vision is not None:
                 weights = _in_memory("vision", self._vision, self.arithmetic, self.vision_precision, self._packs)
-                tower = VisionTower(self.config.vision, weights, self.arithmetic)
+                tower = VisionTower(self.config.vision, weights, self.arithmetic, bf16=self.vision_precision == "int8")
                 self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
             return self._eyes
 
@@ -98,6 +99,8 @@ class CpuBackend:
             digest.update(np.ascontiguousarray(tensor.data))
             let_go(tensor.data)
         precision = f"{self.vision_precision} in runs of 64, keys exact" if self.arithmetic is ops else "numpy"
+        if self.arithmetic is ops and self.vision_precision == "int8" and ops.multiplies_bf16():
+            precision += ", attention in bf16"
         return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
