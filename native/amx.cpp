@@ -156,20 +156,19 @@ struct Pair {
     }
 };
 
-// The totals of `count` tokens and a block to where they go.
+// The totals of a token and the blocks from `first` on to where they go: neighbours there, each token in another page.
 template <Layout L>
-void give(const Weights& w, const float* totals, size_t block, size_t token, size_t count, const Output& out) {
-    const size_t row = block * kRows, left = w.rows - row;
-    const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    __m512 scale, bias;
-    if constexpr (L == Layout::q8_row)
-        scale = _mm512_load_ps(reinterpret_cast<const float*>(w.scales + block * w.scale_bytes()));
-    if (out.bias) bias = _mm512_maskz_loadu_ps(kept, out.bias + row);
-    for (size_t t = 0; t < count; t++) {
-        const size_t at = (token + t) * w.rows + row;
-        __m512 result = _mm512_load_ps(totals + t * kRows);
-        if constexpr (L == Layout::q8_row) result = _mm512_mul_ps(result, scale);
-        if (out.bias) result = _mm512_add_ps(result, bias);
+void give(const Weights& w, const float (*totals)[kTokens * kRows], Range blocks, size_t token, size_t of_tile,
+          const Output& out) {
+    for (size_t block = blocks.first; block < blocks.last; block++) {
+        const size_t row = block * kRows, left = w.rows - row, at = token * w.rows + row;
+        const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+        __m512 result = _mm512_load_ps(totals[block - blocks.first] + of_tile * kRows);
+        if constexpr (L == Layout::q8_row) {
+            const __m512 scale = _mm512_load_ps(reinterpret_cast<const float*>(w.scales + block * w.scale_bytes()));
+            result = _mm512_mul_ps(result, scale);
+        }
+        if (out.bias) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(kept, out.bias + row));
         if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at), result);
         _mm512_mask_storeu_ps(out.data + at, kept, result);
     }
@@ -212,8 +211,8 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
     }
     for (size_t tile = 0; tile < tiles; tile++) {
         const size_t token = rows.first + tile * kTokens;
-        for (size_t block = blocks.first; block < blocks.last; block++)
-            give<L>(w, work.totals[tile][block - blocks.first], block, token, std::min(kTokens, rows.last - token), out);
+        for (size_t t = 0; t < std::min(kTokens, rows.last - token); t++)
+            give<L>(w, work.totals[tile], blocks, token + t, t, out);
     }
 }
 
