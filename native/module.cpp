@@ -546,15 +546,22 @@ double arithmetic_rate(double (*work)(size_t), size_t rounds) {
     return rate(count, [&](size_t) { return work(rounds / count + 1); });
 }
 
+// Memory is fetched ahead, as the kernels fetch weights: left to the processor alone it came a seventh slower than they read.
 double read_rate(const Blocks& memory) {
     constexpr size_t kShare = 1 << 17;  // words of a task: 1 MiB
+    constexpr size_t kLine = 8, kAhead = 256;
     const size_t words = memory.size() / 8;
     const auto* data = reinterpret_cast<const uint64_t*>(memory.data());
     if (reinterpret_cast<uintptr_t>(data) % 8) throw nb::value_error("the memory does not lie at a multiple of 8 bytes");
     return rate((words + kShare - 1) / kShare, [&](size_t task) {
         const size_t end = std::min(words, (task + 1) * kShare);
         uint64_t sum = 0;
-        for (size_t i = task * kShare; i < end; i++) sum += data[i];
+        size_t i = task * kShare;
+        for (; i + kLine <= end; i += kLine) {
+            __builtin_prefetch(data + i + kAhead);
+            for (size_t k = 0; k < kLine; k++) sum += data[i + k];
+        }
+        for (; i < end; i++) sum += data[i];
         volatile uint64_t kept = sum;
         (void)kept;
         return static_cast<double>((end - task * kShare) * 8);
