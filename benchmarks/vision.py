@@ -17,7 +17,7 @@ import numpy as np
 
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import ops
-from handlens.cpu.backend import TABLES, VISION_PRECISIONS
+from handlens.cpu.backend import EXACT, TABLES, VISION_PRECISIONS
 from handlens.cpu.threads import thread_count
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
@@ -54,17 +54,17 @@ def main() -> None:
     rng = np.random.default_rng(1)
     patches = rng.uniform(-1, 1, (PATCHES, 588)).astype(np.float32)
     inputs = {name: random_attention(rng, *sizes) for name, sizes in ATTENTIONS.items()}
-    matrices, of_tower, of_resampler = operations(LAYERS)
+    matrices, exact, of_tower, of_resampler = operations(LAYERS)
     peaks, slices, shares = [], [], []
     for _ in range(args.rounds):
         integer, floating = (rate(isa, RATE_ROUNDS) for rate in (ops.native.integer_rate, ops.native.float_rate))
         peaks.append((integer, floating))
         slices.append(slice_seconds(tower, resampler, patches))
-        least = matrices / (integer if args.precision == "int8" else floating)
-        # A tile holds half as many numbers of two bytes.
-        least += (
-            of_tower / (integer / 2 if tower.bf16 and ops.multiplies_bf16(isa) else floating) + of_resampler / floating
-        )
+        quick = integer if args.precision == "int8" else floating
+        if tower.bf16 and ops.multiplies_bf16(isa):  # a tile holds half as many numbers of two bytes
+            quick = integer / 2
+        least = matrices / quick + (exact + of_resampler) / floating
+        least += of_tower / (quick if tower.bf16 and ops.multiplies_bf16(isa) else floating)
         shares.append([least / sum(slices[-1]), sum(slices[-1]) * integer / 1e9])
         for name, (causal, *arrays) in inputs.items():
             bf16 = name == IN_BF16 and tower.bf16
@@ -119,7 +119,7 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 def place(name: str, tensor: Tensor, precision: str) -> np.ndarray | ops.PackedWeight:
     if len(tensor.shape) == 1 or name in TABLES:
         return tensor.dequantize()
-    return ops.pack(tensor, precision=precision)
+    return ops.pack(tensor, precision=None if name in EXACT and precision == "int8" else precision)
 
 
 def random_weight(name: str, shape: tuple[int, ...], precision: str) -> np.ndarray | ops.PackedWeight:
@@ -135,17 +135,15 @@ def random_attention(rng: np.random.Generator, n: int, m: int, heads: int, kv_he
     return heads != kv_heads, q, keys, values
 
 
-def operations(layers: int) -> tuple[float, float, float]:
-    """Those of a slice in matrices, in the tower's attention and in the resampler's; a multiplication and its addition
-    count as two."""
+def operations(layers: int) -> tuple[float, float, float, float]:
+    """Those of a slice in matrices, in matrices that stay floats, in the tower's attention and in the resampler's; a
+    multiplication and its addition count as two."""
     config, resampler = TOWER, RESAMPLER
     width, wide = config.hidden_size, resampler.embed_dim
     a_layer = 4 * width**2 + 2 * width * config.intermediate_size
-    matrices = (
-        PATCHES * (588 * width + layers * a_layer + width * wide + 2 * wide**2) + resampler.query_num * 2 * wide**2
-    )
+    matrices = PATCHES * (588 * width + layers * a_layer + width * wide + wide**2) + resampler.query_num * 2 * wide**2
     of_tower, of_resampler = (attention_operations(*ATTENTIONS[name]) for name in ("ViT, one layer", "resampler"))
-    return 2 * matrices, layers * of_tower, of_resampler
+    return 2 * matrices, 2 * PATCHES * wide**2, layers * of_tower, of_resampler
 
 
 def attention_operations(n: int, m: int, heads: int, kv_heads: int, width: int) -> float:

@@ -289,24 +289,31 @@ void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const 
     });
 }
 
-// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, and as
-// floats after a step, as far as the weights want it.
+// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, rounded
+// to bfloat16, and as floats after a step, as far as the weights want it.
 struct Input {
     std::optional<Activations> groups, runs;
+    uint16_t* brain_floats = nullptr;
     float* floats = nullptr;
 
     const Activations& of(Layout layout) const { return run_of(layout) == 1 ? *groups : *runs; }
 };
 
 struct Wanted {
-    bool groups, runs, floats;
+    bool groups, runs, brain_floats, floats;
 
-    bool quantized() const { return groups || runs; }
+    bool rounded() const { return groups || runs || brain_floats; }
 };
 
-Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted) {
+uint8_t* aligned(void* memory) {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted, const Bf16Linear* linear) {
     const size_t groups = (columns + kGroup - 1) / kGroup, count = rows * groups, bytes = count * (kGroup + 20);
-    uint8_t* memory = pool.scratch((wanted.groups + wanted.runs) * bytes + (wanted.floats ? rows * columns * 4 : 0));
+    const size_t brain_bytes = wanted.brain_floats ? linear->nbytes(rows, columns) : 0;
+    uint8_t* memory = aligned(pool.scratch((wanted.groups + wanted.runs) * bytes + brain_bytes + kAlignment +
+                                           (wanted.floats ? rows * columns * 4 : 0)));
     const auto quantized = [&](size_t run) {
         const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
         const Activations made{rows, columns, groups, run, reinterpret_cast<int8_t*>(memory),
@@ -316,6 +323,8 @@ Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& want
         return made;
     };
     Input input;
+    input.brain_floats = reinterpret_cast<uint16_t*>(memory);
+    memory += brain_bytes;
     if (wanted.groups) input.groups = quantized(1);
     if (wanted.runs) input.runs = quantized(run_of(Layout::q8_row));
     input.floats = reinterpret_cast<float*>(memory);
@@ -378,14 +387,18 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     const size_t each = rows_of_task(kernels, rows), runs = (rows + each - 1) / each;
     const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
     const bool prepared = step.kind != Step::none;
+    const Bf16Linear* const linear = bf16_linear(kernels);
     Wanted wanted{};
     for (const Packed* packed : weights) {
         const Layout layout = packed->weights.layout;
-        (is_float(layout) ? wanted.floats : run_of(layout) == 1 ? wanted.groups : wanted.runs) = true;
+        (is_float(layout)       ? wanted.floats
+         : run_of(layout) == 1 ? wanted.groups
+         : linear              ? wanted.brain_floats
+                               : wanted.runs) = true;
     }
     wanted.floats &= prepared;
     compute([&](Pool::Lease& pool) {
-        const Input in = lay_out(pool, rows, columns, wanted);
+        const Input in = lay_out(pool, rows, columns, wanted, linear);
         const auto prepare_rows = [&](size_t task) {
             const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
             for (size_t row = task * kRowsToPrepare; row < end; row++) {
@@ -397,6 +410,7 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
                 }
                 if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
                 if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
+                if (wanted.brain_floats) linear->round(from, columns, in.brain_floats, row);
             }
         };
         const auto multiply = [&](size_t task) {
@@ -408,17 +422,15 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
             const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + each, rows)};
             if (is_float(w.layout))
                 kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layers[i].out);
+            else if (linear && w.layout == Layout::q8_row)
+                linear->multiply(w, in.brain_floats, some, blocks, layers[i].out);
             else
                 kernels.multiply(w, in.of(w.layout), some, blocks, layers[i].out);
         };
-        return (!(prepared || wanted.quantized()) ||
+        return (!(prepared || wanted.rounded()) ||
                 pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&
                pool.run(layers.back().end, multiply, interrupted);
     });
-}
-
-uint8_t* aligned(void* memory) {
-    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + kAlignment - 1) / kAlignment * kAlignment);
 }
 
 void attend_in_bf16(const Bf16Attention& kernels, const Attention& a) {
@@ -616,8 +628,8 @@ NB_MODULE(_native, m) {
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
           "causal"_a, "isa"_a, "bf16"_a = false,
           "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
-    m.def("has_bf16_attention", [](const std::string& isa) { return bf16_attention(kernels_named(isa)) != nullptr; },
-          "isa"_a, "Whether these kernels can multiply in bfloat16 where nothing is causal.");
+    m.def("multiplies_bf16", [](const std::string& isa) { return bf16_linear(kernels_named(isa)) != nullptr; },
+          "isa"_a, "Whether these kernels multiply int8 rows with bfloat16, and attend in it where nothing is causal.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),

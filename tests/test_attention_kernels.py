@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handlens.cpu import ops, reference
-from tests.test_kernels import fma, isas, needs_native, threads  # noqa: F401
+from tests.test_kernels import bf16, fma, isas, needs_native, threads, tile_product  # noqa: F401
 
 F32 = np.float32
 
@@ -91,12 +91,6 @@ needs_bf16 = pytest.mark.skipif(
 BF16_BOUND, BF16_SHARE = 2e-2, 6e-3
 
 
-def bf16(x: np.ndarray) -> np.ndarray:
-    """x rounded to bfloat16, ties to even."""
-    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) & np.uint32(0xFFFF0000)).view(np.float32)
-
-
 def power_of_two(x: np.ndarray) -> np.ndarray:
     """`power_of_two_below_one` of native/amx_attention.cpp."""
     x = np.maximum(F32(-126), x)
@@ -109,29 +103,19 @@ def power_of_two(x: np.ndarray) -> np.ndarray:
     return series * power.view(np.float32)
 
 
-def tile_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a [32 k] times b [32 k, n], as the tiles sum it: 32 after another, of which the even and the odd ones alone."""
-    total = np.zeros(b.shape[1], np.float32)
-    for start in range(0, len(a), 32):
-        sums = np.zeros((2, b.shape[1]), np.float32)
-        for i in range(start, start + 32):
-            sums[i % 2] = fma(a[i], b[i], sums[i % 2])
-        total = total + (sums[0] + sums[1])
-    return total
-
-
 def bf16_twin_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """What one query [d] reads of keys and values [m, d], step by step as native/amx_attention.cpp says."""
     deep, long = -len(q) % 32, -len(keys) % 32
     q = bf16(q * F32(1.4426950408889634 / np.sqrt(float(len(q)))))
-    scores = tile_product(np.pad(q, (0, deep)), np.pad(bf16(keys).T, ((0, deep), (0, 0))))
+    scores = tile_product(np.pad(q, (0, deep))[None], np.pad(bf16(keys).T, ((0, deep), (0, 0))))[0]
     powers = np.pad(power_of_two(scores - scores.max()), (0, long))
     total = np.zeros(16, np.float32)
     for vector in powers.reshape(-1, 16):
         total = total + vector
     while len(total) > 1:
         total = total[: len(total) // 2] + total[len(total) // 2 :]
-    return tile_product(bf16(powers), np.pad(bf16(values), ((0, long), (0, 0)))) * (F32(1) / total[0])
+    read = tile_product(bf16(powers)[None], np.pad(bf16(values), ((0, long), (0, 0))))[0]
+    return read * (F32(1) / total[0])
 
 
 @needs_bf16

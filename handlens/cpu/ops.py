@@ -2,9 +2,11 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-(or 64) and sum integers; everything else computes in float32. How far results are from the reference's is stated and
-held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same
-bits for any thread count and, but for attention that is allowed bfloat16, on every instruction set.
+(or 64) and sum integers; everything else computes in float32. Where an instruction set multiplies bfloat16
+(`multiplies_bf16`), activations of float weights that were packed as int8 are rounded to that instead. How far results
+are from the reference's is stated and held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and
+`tests/test_attention_kernels.py`. They have the same bits for any thread count and, but for what is bfloat16, on every
+instruction set.
 """
 
 import math
@@ -224,8 +226,8 @@ def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.nda
 
 
 def multiplies_bf16(isa: str | None = None) -> bool:
-    """Whether attention that is not causal can have products of bfloat16 numbers."""
-    return native.has_bf16_attention(isa or chosen_isa())
+    """Whether what int8 weights of float matrices are multiplied with is bfloat16, and `attention` can be."""
+    return native.multiplies_bf16(isa or chosen_isa())
 
 
 def _attend(
