@@ -73,6 +73,7 @@ class Family:
     scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
+    vision_precision: str = "int8"  # what the vision side computes in on a CPU, unless another is asked for
     ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()
@@ -113,6 +114,8 @@ FAMILIES = {
             query_num=64,
             position_mode="grid_2d",
             template="llama3",
+            # Such a tower is fast in floats, and int8 changed one answer in seven (docs/performance.md).
+            vision_precision="f32",
             ends_loops=True,
             slices=SliceOptions(scale_resolution=224),
         ),

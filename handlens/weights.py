@@ -123,8 +123,7 @@ def _load_cpu(
     else:
         config, tensors, tokenizer = open_pair(files, position_mode=position_mode)
     check_vocabulary(files.model, tokenizer, config)
-    precision = {"vision_precision": vision_precision} if vision_precision else {}
-    backend = CpuBackend(config, *tensors, low_memory=low_memory, packs=packs, **precision)
+    backend = CpuBackend(config, *tensors, vision_precision=vision_precision, low_memory=low_memory, packs=packs)
     engine = Engine(backend, prefix_cache_bytes=prefix_cache_bytes, store=store)
     return LoadedModel(files, config, tokenizer, engine)
 

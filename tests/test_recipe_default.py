@@ -14,18 +14,20 @@ from PIL import Image
 
 from handlens.chat import load
 from handlens.data.sample import HELD_OUT, TRAIN, Sample
+from handlens.data.tasks import TASKS
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import InputError
 from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
 from handlens.tokenizer import Tokenizer
 from recipes.default import tokenizer as tokenizer_recipe
-from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices
+from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices, shape_of
 from recipes.default.check import distance
 from recipes.default.decode import greedy
 from recipes.default.export import export
 from recipes.default.feed import Feed, Plan, batches
-from recipes.default.model import CELLS, DenseHead, Mini
+from recipes.default.grow import grow, grow_tower
+from recipes.default.model import CELLS, DenseHead, Mini, VisionTower
 from recipes.default.precision import Twins
 from recipes.default.presets import PRESETS, model_config
 from recipes.default.resume import keep, resume
@@ -58,7 +60,7 @@ def run(tokenizer_file):
 
 def noise(width: int, height: int) -> Sample:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    return Sample(image, "What is it?", "A small answer.", "noise", "en")
+    return Sample(image, "What is it?", "A small answer.", "photo", "en")
 
 
 def embedded(model: Mini, examples) -> torch.Tensor:
@@ -146,6 +148,46 @@ def test_cached_greedy_answers_are_those_of_full_forwards(run):
             expected.append(int(model.logits(model.language(sequence)[:, -1]).argmax()))
             sequence = torch.cat([sequence, model.language.embed_tokens(torch.tensor([expected[-1:]]))], dim=1)
         assert answers[number] == expected
+
+
+@torch.no_grad()
+def test_answers_can_be_read_under_autocast(run):
+    config, model, _, folder = run
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    example = encoder.example(noise(90, 30), 0, np.random.default_rng(0))
+    x = embedded(model, [example])[:, : example.answer_start]
+    with torch.autocast("cpu", torch.bfloat16):
+        (answer,) = greedy(model, x, torch.tensor([example.answer_start]), stop=-1, most=3)
+    assert len(answer) == 3
+
+
+@torch.no_grad()
+def test_a_tower_that_has_grown_has_the_features_of_the_small_one(run, tmp_path):
+    config, model, _, _folder = run
+    deeper = VisionTower(replace(config.vision, num_hidden_layers=config.vision.num_hidden_layers + 2))
+    grow_tower(deeper, model.vpm)
+    patches = torch.randn(2, 16, 588)
+    positions = torch.arange(16).expand(2, -1)
+    torch.testing.assert_close(deeper(patches, positions, None), model.vpm(patches, positions, None))
+    assert not torch.equal(
+        deeper.encoder["layers"][1].mlp["fc1"].weight, model.vpm.encoder["layers"][1].mlp["fc1"].weight
+    )
+
+
+@torch.no_grad()
+def test_a_run_begins_with_the_tower_of_another_one(run, tmp_path):
+    config, model, head, folder = run
+    grow(folder, "tiny", tmp_path / "run")
+    other, other_head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    state = load_run(tmp_path / "run", other, other_head, CLASSES)
+    assert (state.preset, state.steps, state.minutes) == ("tiny", 0, 0.0)
+    for name, tensor in model.vpm.state_dict().items():
+        torch.testing.assert_close(other.vpm.state_dict()[name], tensor, atol=0, rtol=0)
+    torch.testing.assert_close(other_head.state_dict(), head.state_dict(), atol=0, rtol=0)
+    with pytest.raises(InputError, match="holds a run already"):
+        grow(folder, "tiny", tmp_path / "run")
+    with pytest.raises(InputError, match="are 128 and 256 wide"):
+        grow(folder, "gpu", tmp_path / "other")
 
 
 def test_twins_in_half_precision_compute_the_same_and_hand_their_gradients_over(run):
@@ -251,6 +293,8 @@ def test_special_tokens_in_a_picture_are_text(run):
 
 def test_stages_follow_the_plan():
     assert stage_at(0.0) == STAGES[0] and stage_at(1.5) == STAGES[-1]
+    assert stage_at(0.0, "lines").name == "lines" and stage_at(0.99, "lines") == STAGES[-1]
+    assert all(set(stage.tasks) <= set(TASKS) for stage in STAGES)
     places = np.linspace(0, 1, 1000, endpoint=False)
     share = np.mean([stage_at(place).name == "words" for place in places])
     assert share == pytest.approx(stage_named("words").share / sum(stage.share for stage in STAGES), abs=0.01)
@@ -308,7 +352,37 @@ def test_processes_make_the_batches_that_this_one_makes(prepared, tokenizer_file
     here = islice(batches(plan, stage, plan.seed + 1000 + 1), 2)
     for (tasks, tensors), (other_tasks, others) in zip(made, here, strict=True):
         assert tasks == other_tasks
-        torch.testing.assert_close(tensors["pixels"], others["pixels"], atol=0, rtol=0)
+        torch.testing.assert_close(tensors, others, atol=0, rtol=0)
+
+
+def test_examples_of_one_size_share_a_batch_whatever_their_slices(prepared, tokenizer_file):
+    config = model_config(PRESETS["tiny"], Tokenizer.from_file(tokenizer_file).vocab_size)
+    plan = Plan(config, prepared, tokenizer_file, 8192, seed=1, few_shapes=False)
+    encoder = Encoder(config, Tokenizer.from_file(tokenizer_file))
+    two, one = (encoder.example(noise(*size), 0, np.random.default_rng(0)) for size in ((300, 240), (200, 210)))
+    assert (
+        shape_of(one, few=False)[0] == shape_of(two, few=False)[0] and shape_of(one, True)[0] != shape_of(two, True)[0]
+    )
+    for tasks, tensors in islice(batches(plan, stage_named("lines"), plan.seed), 2):
+        assert len(tasks) == len(tensors["tasks"]) == len(tensors["input_ids"])
+        assert tensors["patch_mask"].numel() + tensors["input_ids"].numel() <= 1.1 * plan.cost
+        patches = tensors["patch_mask"].sum(dim=1)
+        assert patches.min() > 0.7 * patches.max()
+
+
+def test_batches_are_shown_again_while_no_new_one_is_ready(prepared, tokenizer_file):
+    config = model_config(PRESETS["tiny"], Tokenizer.from_file(tokenizer_file).vocab_size)
+    feed = Feed(Plan(config, prepared, tokenizer_file, 2048, seed=1), workers=1, repeats=2)
+    try:
+        stage = stage_named("glyphs")
+        shown = [feed.next(stage)[1] for _ in range(12)]
+        assert feed.repeated > 0
+        times = [sum(one is other for other in shown) for one in shown]
+        assert max(times) <= 3 and sum(count == 1 for count in times) < 12
+        feed.next(stage_named("words"))
+        assert not any(tensors is shown[-1] for _, (_, tensors) in feed._shown)
+    finally:
+        feed.close()
 
 
 def test_some_training_lowers_the_loss_and_goes_on(prepared, tmp_path):

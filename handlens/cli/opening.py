@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from handlens.weights import LoadedModel
 
 DEFAULT = (
-    "no model was named, so the small one that ships with handlens answers: it reads printed lines in Latin letters, "
-    "with many mistakes, and nothing else yet (docs/default-model.md). Load the real one, MiniCPM-Llama3-V 2.5 with 8 "
-    "billion parameters, with --model FILE.gguf, its mmproj file beside it or given with --mmproj."
+    "no model was named, so the small one that ships with handlens answers: it reads printed lines well, tables, "
+    "pages and other scripts with many mistakes, and mostly guesses at questions (docs/default-model.md). Load the real "
+    "one, MiniCPM-Llama3-V 2.5 with 8 billion parameters, with --model FILE.gguf, its mmproj file beside it or given "
+    "with --mmproj."
 )
 
 #: The name that stands for an image on standard input.

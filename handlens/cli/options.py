@@ -86,7 +86,10 @@ class ModelOptions:
     ] = None
     vision_precision: Annotated[
         VisionPrecision | None,
-        typer.Option(metavar="|".join(VisionPrecision), help="What the vision tower computes in. Default: int8."),
+        typer.Option(
+            metavar="|".join(VisionPrecision),
+            help="What the vision tower computes in. Default: int8; the shipped model f32.",
+        ),
     ] = None
     low_memory: Annotated[
         bool, typer.Option("--low-memory", help="Keep the vision tower in memory only while images are encoded.")

@@ -42,18 +42,21 @@ VISION_PRECISIONS = ("int8", "f32")
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
     GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
-    `vision_precision` is one of VISION_PRECISIONS; numpy always computes in float32. With `low_memory` the vision side
-    is in memory only while images are encoded. `packs` keeps packed weights for the next start."""
+    `vision_precision` is one of VISION_PRECISIONS, by default the family's; numpy always computes in float32. With
+    `low_memory` the vision side is in memory only while images are encoded. `packs` keeps packed weights for the next
+    start."""
 
     def __init__(
         self,
         config: ModelConfig,
         language: Mapping[str, Tensor],
         vision: Mapping[str, Tensor] | None = None,
-        vision_precision: str = "int8",
+        vision_precision: str | None = None,
         low_memory: bool = False,
         packs: PackStore | None = None,
     ):
+        if vision_precision is None:
+            vision_precision = config.family.vision_precision
         if vision_precision not in VISION_PRECISIONS:
             raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config

@@ -18,6 +18,7 @@ from handlens.config import FAMILIES, ModelConfig
 from handlens.data.alphabets import every_character
 from handlens.data.questions import templates
 from handlens.data.sample import Sample
+from handlens.data.tasks import TASKS
 from handlens.images import SlicePlan, patches, pictures, plan_slices
 from handlens.positions import patch_position_ids
 from handlens.processor import Processor
@@ -81,9 +82,9 @@ class Encoder:
             return None
         # Strips are for reading: a short question leaves the time to the picture.
         question = min(templates("read", sample.language), key=len) if strip else sample.question
-        processor = self._processor(strip_queries(plan) if strip else self.config.resampler.query_num)
-        parts = render([Message("user", (ImageSlot(0), question))], TEMPLATES["llama3"], processor.names)
-        ids, bounds = processor.encode(parts, [plan])
+        ids, bounds = self._prompt(
+            strip_queries(plan) if strip else self.config.resampler.query_num, plan.grid, question
+        )
         answer = self.answers.encode(sample.answer.strip(), add_special_tokens=False).ids
         shown = pictures(Image.fromarray(sample.image), plan)
         return Example(
@@ -96,7 +97,15 @@ class Encoder:
             len(ids),
         )
 
-    @lru_cache(maxsize=8)  # noqa: B019 (there is one encoder a process)
+    @lru_cache(maxsize=2048)  # noqa: B019 (there is one encoder a process)
+    def _prompt(self, queries: int, grid: tuple[int, int] | None, question: str):
+        """Ids and bounds of a question about an image that is cut into this grid: sizes do not matter for them."""
+        processor = self._processor(queries)
+        parts = render([Message("user", (ImageSlot(0), question))], TEMPLATES["llama3"], processor.names)
+        patch = self.config.slices.patch_size
+        return processor.encode(parts, [SlicePlan((patch, patch), grid, (patch, patch), patch)])
+
+    @lru_cache(maxsize=8)  # noqa: B019
     def _processor(self, queries: int) -> Processor:
         config = replace(self.config, resampler=replace(self.config.resampler, query_num=queries))
         return Processor(config, self.tokenizer)
@@ -150,10 +159,18 @@ def _cells(sample: Sample, scale_x, scale_y, left, top, tgt_size, patch: int, rn
     return cells
 
 
-def shape_of(example: Example) -> tuple[int, int, int]:
-    """How many slices an example has, and to how many patches a slice and how many tokens it is padded."""
-    patches = _up(max(map(len, example.slices)), PATCH_STEP)
-    return len(example.slices), patches, _up(len(example.input_ids), TOKEN_STEP)
+def shape_of(example: Example, few: bool) -> tuple[int, int, int]:
+    """What examples that share a batch have in common: slices, patches of a slice, tokens. With `few`, tensors get few
+    different shapes; else slices may differ, and sizes by up to a fourth."""
+    patches, tokens = max(map(len, example.slices)), len(example.input_ids)
+    if few:
+        return len(example.slices), _up(patches, PATCH_STEP), _up(tokens, TOKEN_STEP)
+    return 0, _rounded(patches, PATCH_STEP), _rounded(tokens, TOKEN_STEP)
+
+
+def _rounded(count: int, step: int) -> int:
+    """The count rounded up, to a multiple of `step` that is one of four sizes between two powers of two."""
+    return _up(count, max(step, 1 << max(count.bit_length() - 3, 0)))
 
 
 def _up(count: int, step: int) -> int:
@@ -169,7 +186,8 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
     """The arrays of one step. Their lengths are rounded up, so that there are few different ones.
 
     pixels uint8 [S, L, 3 * p * p], position_ids and places [S, L] and [S, L, 2], patch_mask [S, L] (False at padding);
-    cells [m] counted through [S, L, cells], and their classes [m]; input_ids [B, n]; vectors [v], counted through
+    cells [m] counted through [S, L, cells], and their classes [m]; spelled [k] and spelled_classes [k], those whose
+    character has a class of its own; tasks [B] (numbers of TASKS); input_ids [B, n]; vectors [v], counted through
     [S, Q], go to vector_index [v], and labels [t] are predicted at label_index [t], both counted through [B, n];
     label_row [t], the example of a label. Classes and labels that stand behind the end are IGNORED.
     """
@@ -193,7 +211,7 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         every_cell[number, : count * per_patch] = classes[number]
     every_cell = every_cell.ravel()
     cells = np.flatnonzero(every_cell >= 0)
-    classes = _padded(every_cell[cells], CELL_STEP, IGNORED)
+    known = np.flatnonzero(every_cell > OTHER)
 
     length = _up(max(len(example.input_ids) for example in examples), TOKEN_STEP)
     input_ids = np.zeros((len(examples), length), np.int64)
@@ -213,7 +231,10 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         "places": places,
         "patch_mask": patch_mask,
         "cells": _padded(cells, CELL_STEP, 0),
-        "classes": classes,
+        "classes": _padded(every_cell[cells], CELL_STEP, IGNORED),
+        "spelled": _padded(known, CELL_STEP, 0),
+        "spelled_classes": _padded(every_cell[known], CELL_STEP, IGNORED),
+        "tasks": np.array([list(TASKS).index(example.sample.task) for example in examples]),
         "input_ids": input_ids,
         "vectors": np.concatenate(vectors),
         "vector_index": np.concatenate(vector_index),

@@ -16,7 +16,10 @@ class Cache:
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values, with the new ones [B, K, n, d] in their places."""
         index = self.places[:, None, :, None].expand_as(k)
-        self.keys, self.values = self.keys.scatter(2, index, k), self.values.scatter(2, index, v)
+        # Under autocast layers compute in another type than the embeddings have, which the rows were made for.
+        self.keys, self.values = (
+            old.scatter(2, index, new.to(old.dtype)) for old, new in ((self.keys, k), (self.values, v))
+        )
         return self.keys, self.values
 
 

@@ -1,10 +1,12 @@
 """Batches without end, drawn here or in processes of their own while the device computes."""
 
 import logging
+import math
 import queue
+import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -24,12 +26,20 @@ from recipes.default.stages import Stage
 
 logger = logging.getLogger("handlens")
 
-#: Batches that each process makes ahead.
-AHEAD = 3
+#: Batches that each process makes ahead, and those that wait in this process.
+AHEAD, READY = 3, 4
+#: Batches that are kept to be shown again.
+KEPT = 64
+#: Where tensors in one piece of memory begin: at a multiple of so many bytes.
+ALIGNED = 64
 #: English is drawn this much more often than any other language.
 ENGLISH = 3.0
 #: Makers that fail for more than this share of samples are broken; fewer failures are reported and passed over.
 MOST_FAILURES = 0.01
+
+
+#: Name, type, shape and first byte of each tensor.
+Layout = Sequence[tuple[str, torch.dtype, tuple[int, ...], int]]
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Plan:
     tokenizer: Path
     cost: int  # of a batch, about: patches and tokens
     seed: int
+    few_shapes: bool = True  # for compilers and libraries that prepare themselves for each shape (batch.shape_of)
 
 
 @cache
@@ -80,32 +91,40 @@ def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterato
 def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
     """Batches without end: the tasks of the examples, and the tensors of `collate`.
 
-    A batch is full of examples of one shape, as many as cost `plan.cost` together. So there are few shapes of tensors:
-    compilers and libraries prepare themselves for each shape that they meet, which takes as long as a step.
+    A batch is full of examples of about one shape, as many as cost `plan.cost` together. So little of it is padding,
+    and there can be few shapes of tensors: where something is prepared for each, that takes as long as a step.
     """
     waiting: dict[tuple[int, int, int], list[Example]] = defaultdict(list)
     for example in examples(plan, stage, seed):
-        shape = slices, patches, tokens = shape_of(example)
+        shape = _, patches, tokens = shape_of(example, plan.few_shapes)
         chosen = waiting[shape]
         chosen.append(example)
-        if len(chosen) >= plan.cost // (slices * patches + bool(stage.answers) * tokens):
+        cost = sum(len(one.slices) for one in chosen) * patches + bool(stage.answers) * len(chosen) * tokens
+        if cost + cost / len(chosen) > plan.cost:  # another one like these would be too much
             del waiting[shape]
             tensors = {name: torch.from_numpy(array) for name, array in collate(chosen, plan.config).items()}
             yield [one.sample.task for one in chosen], tensors
 
 
 class Feed:
-    """Batches of the stage that was asked for last, from `workers` processes; with 0 of them they are made on demand.
+    """Batches of the stage that was asked for last, from `workers` processes; with 0 they are made on demand.
 
-    `waited` counts the seconds that the device had nothing to do.
+    Where no new batch is ready and `repeats` allows it, one that was shown before is shown again, so many times at
+    most: that is worth more than a device that waits. `waited` counts the seconds that the device had nothing to do.
+    With `pin`, tensors lie in memory that a GPU copies from by itself.
     """
 
-    def __init__(self, plan: Plan, workers: int):
+    def __init__(self, plan: Plan, workers: int, repeats: int = 0, pin: bool = False):
         self.plan = plan
+        self.repeats = repeats
+        self.pin = pin
         self.waited = 0.0
+        self.repeated = 0
         self._stage: Stage | None = None
         self._own: Iterator | None = None
         self._rounds = 0
+        self._shown: deque[tuple[int, list]] = deque(maxlen=KEPT)
+        self._ready: queue.Queue = queue.Queue(READY)
         context = torch.multiprocessing.get_context("spawn")
         self._queue = context.Queue(max(workers * AHEAD, 1))
         self._orders = [context.SimpleQueue() for _ in range(workers)]
@@ -115,12 +134,15 @@ class Feed:
         ]
         for process in self._processes:
             process.start()
+        if workers:
+            threading.Thread(target=self._fetch, daemon=True).start()
 
     def next(self, stage: Stage) -> tuple[list[str], dict[str, torch.Tensor]]:
         start = time.perf_counter()
         if stage != self._stage:
             self._stage = stage
             self._rounds += 1
+            self._shown.clear()
             self._own = None if self._processes else batches(self.plan, stage, self.plan.seed + self._rounds)
             for orders in self._orders:
                 orders.put((self._rounds, stage))
@@ -131,13 +153,31 @@ class Feed:
     def _from_processes(self):
         while True:
             try:
-                made_for, *found = self._queue.get(timeout=60)
+                made_for, *found = self._ready.get(timeout=0.001 if self._shown else 60)
             except queue.Empty:
                 if not all(process.is_alive() for process in self._processes):
                     raise RuntimeError("a process that makes batches has ended; its error stands above") from None
+                if self._shown:
+                    times, found = self._shown.popleft()  # the one that was shown longest ago
+                    self._remember(times + 1, found)
+                    self.repeated += 1
+                    return found
                 continue
             if made_for == self._rounds:
+                self._remember(0, found)
                 return found
+
+    def _remember(self, times: int, found: list) -> None:
+        if times < self.repeats:
+            self._shown.append((times, found))
+
+    def _fetch(self) -> None:
+        """Takes batches over from the processes as they come."""
+        while True:
+            made_for, tasks, layout, memory = self._queue.get()
+            if made_for == self._rounds:
+                tensors = unpacked(layout, memory.pin_memory() if self.pin else memory)
+                self._ready.put((made_for, tasks, tensors))
 
     def close(self) -> None:
         for process in self._processes:
@@ -154,4 +194,26 @@ def _work(plan: Plan, seed: int, orders, made) -> None:
         while source is None or not orders.empty():
             number, stage = orders.get()
             source = batches(plan, stage, seed + number)
-        made.put((number, *next(source)))
+        tasks, tensors = next(source)
+        made.put((number, tasks, *packed(tensors)))
+
+
+def packed(tensors: Mapping[str, torch.Tensor]) -> tuple[Layout, torch.Tensor]:
+    """What is where in the bytes [n] that hold all the tensors, and those bytes: another process is handed one tensor,
+    which is a system call or two, and not a dozen."""
+    layout, size = [], 0
+    for name, tensor in tensors.items():
+        layout.append((name, tensor.dtype, tuple(tensor.shape), size))
+        size += -(-tensor.nbytes // ALIGNED) * ALIGNED
+    memory = torch.empty(size, dtype=torch.uint8)
+    for name, tensor in unpacked(layout, memory).items():
+        tensor.copy_(tensors[name])
+    return layout, memory
+
+
+def unpacked(layout: Layout, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors that lie in the bytes, without a copy."""
+    return {
+        name: memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        for name, dtype, shape, start in layout
+    }

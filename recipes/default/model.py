@@ -27,13 +27,15 @@ class Mini(nn.Module):
         self.llm = nn.ModuleDict({"model": Llama(config.llm)})
         self.vpm = VisionTower(config.vision)
         self.resampler = Resampler(config.resampler)
+        # Buffers, for a tensor that is made in a step has to be copied to a GPU, which waits for all that came before.
+        for name in ("image_mean", "image_std"):
+            values = torch.tensor(getattr(config.vision, name), dtype=torch.float32)
+            self.register_buffer(name, values[:, None], persistent=False)
 
     def features(self, pixels: Tensor, position_ids: Tensor, patch_mask: Tensor | None) -> Tensor:
         """The tower's features [S, L, D] of patches uint8 [S, L, 3 * p * p]; the mask [S, L] is False at padding."""
-        vision = self.config.vision
-        mean, std = (torch.tensor(x, device=pixels.device) for x in (vision.image_mean, vision.image_std))
         colours = pixels.unflatten(-1, (3, -1)).float() / 255
-        patches = ((colours - mean[:, None]) / std[:, None]).flatten(-2)
+        patches = ((colours - self.image_mean) / self.image_std).flatten(-2)
         return self.vpm(patches.to(self.vpm.post_layernorm.weight.dtype), position_ids, patch_mask)
 
     def vectors(self, features: Tensor, places: Tensor, patch_mask: Tensor | None) -> Tensor:

@@ -62,13 +62,14 @@ class Muon:
         groups = defaultdict(list)
         for matrix, momentum in zip(self.matrices, self.momenta, strict=True):
             if matrix.grad is not None:
-                momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-                groups[matrix.shape].append((matrix, matrix.grad.lerp(momentum, MOMENTUM)))
-        for (rows, columns), pairs in groups.items():
-            updates = orthogonal(torch.stack([update for _, update in pairs]))
-            size = UPDATE_RMS * max(rows, columns) ** 0.5
-            for (matrix, _), update in zip(pairs, updates, strict=True):
-                matrix.mul_(1 - rate * WEIGHT_DECAY).add_(update, alpha=-rate * size)
+                groups[matrix.shape].append((matrix, matrix.grad, momentum))
+        # Lists are handed over whole: on a GPU a call for each matrix would take longer than the work.
+        for (rows, columns), group in groups.items():
+            matrices, gradients, momenta = (list(part) for part in zip(*group, strict=True))
+            torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, momenta, MOMENTUM)))
+            torch._foreach_mul_(matrices, 1 - rate * WEIGHT_DECAY)
+            torch._foreach_add_(matrices, list(updates), alpha=-rate * UPDATE_RMS * max(rows, columns) ** 0.5)
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -27,18 +27,18 @@ class Preset:
 
 PRESETS = {
     "gpu": Preset(
-        vision_width=320,
-        vision_inner=1280,
-        vision_layers=10,
-        vision_heads=5,
+        vision_width=256,
+        vision_inner=1024,
+        vision_layers=12,
+        vision_heads=4,
         llm_width=512,
         llm_inner=1024,
         llm_layers=6,
         llm_heads=8,
         llm_kv_heads=4,
         vocabulary=8192,
-        batch_cost=1 << 16,
-        learning_rate=3e-3,
+        batch_cost=1 << 17,
+        learning_rate=2e-3,
     ),
     "cpu": Preset(
         vision_width=256,

@@ -29,7 +29,7 @@ class Stage:
 STAGES = (
     Stage(
         name="glyphs",
-        share=0.15,
+        share=0.1,
         tasks={"word": 0.3, "line": 0.7},
         strips=(2, 2, 3),
         trains=("vpm",),
@@ -39,7 +39,7 @@ STAGES = (
     ),
     Stage(
         name="words",
-        share=0.25,
+        share=0.1,
         tasks={"word": 0.4, "line": 0.6},
         strips=(2, 2, 3),
         dense=1.0,
@@ -51,16 +51,31 @@ STAGES = (
     Stage(
         name="lines",
         share=0.15,
-        tasks={"word": 0.4, "line": 0.6},
+        tasks={"word": 0.3, "line": 0.7},
         strips=(2, 0, 0),
         dense=1.0,
         spelling=0.5,
         pull=0.3,
-        dropout=0.9,
+        dropout=0.7,
     ),
-    Stage(name="pages", share=0.2, tasks={"line": 0.2, "paragraph": 0.5, "page": 0.3}),
-    Stage(name="structures", share=0.15, tasks={"line": 0.2, "page": 0.2, "table": 0.3, "receipt": 0.3}),
-    Stage(name="questions", share=0.1, tasks={"line": 0.3, "page": 0.2, "table": 0.25, "receipt": 0.25}, rate=0.3),
+    Stage(
+        name="pages",
+        share=0.15,
+        tasks={"word": 0.1, "line": 0.4, "paragraph": 0.25, "notice": 0.05, "code": 0.03, "page": 0.12, "letter": 0.05},
+        dense=0.5,
+        dropout=0.3,
+    ),
+    Stage(
+        name="everything",
+        share=0.5,
+        tasks={  # plots by matplotlib take six times as long to draw as anything else
+            **{"word": 0.05, "line": 0.28, "paragraph": 0.1, "notice": 0.02, "code": 0.02, "page": 0.06},
+            **{"letter": 0.02, "table": 0.1, "receipt": 0.06, "invoice": 0.03, "form": 0.02, "menu": 0.02},
+            **{"screen": 0.03, "chart": 0.07, "plot": 0.005, "name": 0.01, "count": 0.04, "locate": 0.01},
+            **{"shapes": 0.01, "present": 0.005, "absent": 0.015, "writing": 0.01, "language": 0.005},
+            **{"blank": 0.01, "unreadable": 0.01, "photo": 0.01},
+        },
+    ),
 )
 
 
@@ -71,11 +86,13 @@ def stage_named(name: str) -> Stage:
     raise ValueError(f"there is no stage {name!r}; there are {', '.join(stage.name for stage in STAGES)}")
 
 
-def stage_at(position: float) -> Stage:
-    """The stage at a position of the plan, from 0 to 1; behind the end it is the last one."""
+def stage_at(position: float, first: str | None = None) -> Stage:
+    """The stage at a position of the plan, from 0 to 1; behind the end it is the last one. A plan may begin with
+    another stage than the first: then it has only those from there on, each longer."""
+    stages = STAGES[STAGES.index(stage_named(first)) :] if first else STAGES
     end = 0.0
-    for stage in STAGES:
-        end += stage.share / sum(stage.share for stage in STAGES)
+    for stage in stages:
+        end += stage.share / sum(stage.share for stage in stages)
         if position < end:
             return stage
-    return STAGES[-1]
+    return stages[-1]

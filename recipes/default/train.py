@@ -20,9 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handlens.data.tasks import TASKS
 from handlens.errors import HandlensError
 from handlens.tokenizer import Tokenizer
-from recipes.default.batch import BLANK, CLASSES, IGNORED, OTHER
+from recipes.default.batch import BLANK, CLASSES, IGNORED
 from recipes.default.check import answer, character_error_rate, exact, held_out, sheet
 from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
@@ -56,8 +57,10 @@ class Options:
     steps: int | None
     plan_minutes: float
     stage: str | None
+    first_stage: str | None
     threads: int
     workers: int
+    repeats: int
     rate: float | None
     batch: int | None
     seed: int
@@ -107,7 +110,10 @@ class Trainer:
             options.batch or self.preset.batch_cost,
             # Another one each run, so that no run sees the samples of the one before.
             seed=options.seed + 7919 * self.state.steps,
+            few_shapes=self.device.type == "cpu",
         )
+        self.before = self.state.minutes  # of earlier runs
+        self.preparation = 0.0  # minutes until the first step was done
         self.started = time.perf_counter()
         self.stopped = False
 
@@ -120,14 +126,19 @@ class Trainer:
 
     @property
     def position(self) -> float:
-        """How much of the plan is done: of all runs together, or of this one where it keeps to one stage."""
+        """How much of the plan is done: of all runs together, or of this one where it keeps to one stage.
+
+        The time until the first step is over, in which much is compiled, is no part of it."""
+        done, whole = self.before + self.elapsed, self.options.plan_minutes
         if self.options.stage:
-            return self.elapsed / self.options.minutes
-        return (self.state.minutes + self.elapsed) / self.options.plan_minutes
+            done, whole = self.elapsed, self.options.minutes
+        return max(done - self.preparation, 0.0) / max(whole - self.preparation, 1e-9)
 
     @property
     def stage(self) -> Stage:
-        return stage_named(self.options.stage) if self.options.stage else stage_at(self.position)
+        if self.options.stage:
+            return stage_named(self.options.stage)
+        return stage_at(self.position, self.options.first_stage)
 
     def rate(self, stage: Stage, step: int) -> float:
         highest = (self.options.rate or self.preset.learning_rate) * stage.rate
@@ -140,7 +151,7 @@ class Trainer:
         """The loss of a batch, and what it is made of: numbers for the log."""
         model = self.worker
         with self._autocast():
-            patch_mask = None if batch["patch_mask"].all() else batch["patch_mask"]
+            patch_mask = batch.get("patch_mask")
             with torch.set_grad_enabled("vpm" in stage.trains):
                 features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
             total, parts = features.new_zeros(()), {}
@@ -149,10 +160,11 @@ class Trainer:
                 classes = batch["classes"]
                 weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0) * (classes != IGNORED)
                 each = F.cross_entropy(logits, classes, reduction="none")
-                dense = (each * weights).sum() / weights.sum()
+                dense = (each * weights).sum() / weights.sum().clamp(min=1)
                 glyphs = classes > BLANK
                 parts["dense"] = dense.detach()
-                parts["dense_right"] = (logits.argmax(dim=-1) == classes)[glyphs].float().mean()
+                # Means by weights and not by selections, whose sizes a GPU would have to be waited for.
+                parts["dense_right"] = ((logits.argmax(dim=-1) == classes) * glyphs).sum() / glyphs.sum().clamp(min=1)
                 total = total + stage.dense * dense
             if stage.answers:
                 if stage.pull < 1:
@@ -177,14 +189,14 @@ class Trainer:
         Query i begins with a look at column i (start.py). What it finds there is a character's embedding from then on,
         so a line reaches the decoder as its letters do in a text, and only has to be copied.
         """
-        known = batch["classes"] > OTHER
-        cells, classes = batch["cells"][known], batch["classes"][known]
+        cells = batch["spelled"]
         patches = cells // (CELLS[0] * CELLS[1])
         slices, columns = patches // batch["places"].shape[1], batch["places"].flatten(0, 1)[patches, 1]
-        inside = columns < vectors.shape[1]
-        found = vectors[slices[inside], columns[inside]]  # [m, W]
+        found = vectors[slices, columns.clamp(max=vectors.shape[1] - 1)]  # [m, W]
         spelled = self.worker.language.embed_tokens(self.characters)  # [C, W]
-        return F.cross_entropy((found @ spelled.mT).float(), classes[inside])
+        classes = batch["spelled_classes"].where(columns < vectors.shape[1], IGNORED)
+        each = F.cross_entropy((found @ spelled.mT).float(), classes, reduction="sum")
+        return each / (classes != IGNORED).sum().clamp(min=1)
 
     def _autocast(self):
         return torch.autocast("cuda", torch.bfloat16) if self.autocast else contextlib.nullcontext()
@@ -205,21 +217,26 @@ class Trainer:
         options = self.options
         for name in (signal.SIGINT, signal.SIGTERM):
             signal.signal(name, self._stop)
-        feed = Feed(self.plan, options.workers)
-        before, steps = self.state.minutes, 0
-        window = Window(options.out / "metrics.jsonl")
+        feed = Feed(self.plan, options.workers, options.repeats, pin=self.device.type == "cuda")
+        steps = 0
+        window = Window(options.out / "metrics.jsonl", self.device)
         saved = checked = self.elapsed
         try:
             while not self.stopped and self.elapsed < options.minutes and steps != options.steps:
                 stage = self.stage
                 self._freeze(stage)
                 tasks, batch = feed.next(stage)
+                whole = batch["patch_mask"].all()
                 batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+                if whole:
+                    del batch["patch_mask"]
                 parts = self.step(batch, stage, steps)
+                if not steps:
+                    self.preparation = self.elapsed
                 steps += 1
                 self.state.steps += 1
                 self.state.samples += len(tasks)
-                self.state.minutes = before + self.elapsed
+                self.state.minutes = self.before + self.elapsed
                 window.add(tasks, batch, parts)
                 if window.seconds > options.log_seconds:
                     window.close(self.state, stage, self.rate(stage, steps), feed)
@@ -248,7 +265,8 @@ class Trainer:
     def check(self, stage: Stage, window: "Window") -> None:
         """Reads the held-out set of the stage; writes numbers and a sheet."""
         held = held_out(replace(self.plan, seed=0), stage)
-        with self._autocast():
+        # What is compiled for training would be compiled once more for answers, which takes longer than they do.
+        with self._autocast(), torch.compiler.set_stance("force_eager"):
             answered = answer(self.worker, self.tokenizer, held, self.device)
         window.write(
             self.state,
@@ -262,22 +280,31 @@ class Trainer:
         draw_curves(self.options.out)
 
     def save(self) -> None:
+        """Writes the run, unless its numbers are broken: then what was saved last stays."""
+        if not all(tensor.isfinite().all() for tensor in self.model.parameters()):
+            print("not saved: there are weights that are no numbers any more", flush=True)
+            return
         half = self.device.type == "cuda"
         save_run(self.options.out, self.config, self.model, self.head, self.state, half)
+
+
+class TrainingError(HandlensError):
+    """Training that cannot go on."""
 
 
 class Window:
     """Means over the steps since the last line of the log."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, device: torch.device):
         self.path = path
+        self.by_task = torch.zeros(2, len(TASKS), device=device)  # the losses of labels and their number
         self._begin(0.0)
 
     def _begin(self, waited: float) -> None:
         self.start, self.waited_before = time.perf_counter(), waited
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.counts: dict[str, int] = defaultdict(int)
-        self.by_task: dict[str, list[Tensor]] = defaultdict(list)
+        self.by_task.zero_()
 
     @property
     def seconds(self) -> float:
@@ -285,17 +312,17 @@ class Window:
 
     def add(self, tasks: list[str], batch: dict[str, Tensor], parts: dict[str, Tensor]) -> None:
         each = parts.pop("each", None)
-        if each is not None and len(set(tasks)) > 1:
-            names = sorted(set(tasks))
-            numbers = torch.tensor([names.index(task) for task in tasks], device=each.device)[batch["label_row"]]
-            for number, name in enumerate(names):
-                self.by_task[name].append(each[(numbers == number) & (batch["labels"] != IGNORED)].mean())
+        if each is not None:
+            known = (batch["labels"] != IGNORED).float()
+            tasks_of_labels = batch["tasks"][batch["label_row"]]
+            self.by_task[0].index_add_(0, tasks_of_labels, each * known)
+            self.by_task[1].index_add_(0, tasks_of_labels, known)
         for name, value in parts.items():
             self.parts[name].append(value)
         self.counts["steps"] += 1
         self.counts["samples"] += len(tasks)
         self.counts["slices"] += len(batch["pixels"])
-        self.counts["patches"] += batch["patch_mask"].numel()
+        self.counts["patches"] += batch["position_ids"].numel()
         self.counts["tokens"] += batch["input_ids"].numel()
 
     def close(self, state: State, stage: Stage, rate: float, feed: Feed) -> None:
@@ -303,10 +330,16 @@ class Window:
         if self.counts["steps"]:
             seconds = self.seconds
             values = {name: round(float(torch.stack(list(found)).mean()), 4) for name, found in self.parts.items()}
-            values |= {f"answers.{name}": round(float(torch.stack(x).nanmean()), 4) for name, x in self.by_task.items()}
+            losses, counts = self.by_task.tolist()
+            of_tasks = zip(TASKS, losses, counts, strict=True)
+            values |= {f"answers.{name}": round(loss / count, 4) for name, loss, count in of_tasks if count}
             values |= {f"{name}/s": round(count / seconds, 2) for name, count in self.counts.items()}
             values |= {"rate": round(rate, 7), "waited": round((feed.waited - self.waited_before) / seconds, 3)}
+            if feed.repeated:
+                values["repeated"] = feed.repeated
             self.write(state, stage, values)
+            if not math.isfinite(values["gradient"]):
+                raise TrainingError("the loss is not a number any more: go on from what is saved, at a lower --rate")
         self._begin(feed.waited)
 
     def write(self, state: State, stage: Stage, values: dict) -> None:
@@ -334,8 +367,10 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--steps", type=int, help="end after so many steps, if that is earlier")
     add("--plan-minutes", type=float, default=180.0, help="how long all runs last: stages and rate follow it (180)")
     add("--stage", choices=[stage.name for stage in STAGES], help="keep to one stage; the rate falls within this run")
+    add("--first-stage", choices=[stage.name for stage in STAGES], help="begin the plan with this stage")
     add("--threads", type=int, default=1, help="threads of torch on a CPU (default 1)")
     add("--workers", type=int, default=0, help="processes that draw samples (default 0: this one does)")
+    add("--repeats", type=int, default=0, help="show a batch so often again while no new one is ready (default 0)")
     add("--rate", type=float, help="the highest learning rate (default: the preset's)")
     add("--batch", type=int, help="patches and tokens in a batch (default: the preset's)")
     add("--seed", type=int, default=0)
