@@ -23,7 +23,7 @@ from handlens.cpu import ops
 from handlens.cpu.threads import thread_count
 from handlens.engine.cache import longest_slice
 from handlens.engine.engine import Engine
-from handlens.measure import decode_seconds, first_token_seconds, prefill_seconds, seconds, weight_bytes
+from handlens.measure import decode_seconds, first_token_seconds, prefill_seconds, read_bandwidth, seconds, weight_bytes
 
 PREFILL, DECODE = 512, 64
 QUESTION = "What?"
@@ -50,7 +50,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         images = {side: noise(side, Path(folder)) for side in ([448, 1344] if args.large else [448])}
         for _ in range(args.rounds):
-            read = ops.native.read_rate(np.ones((1, 1 << 30), np.uint8))
+            read = read_bandwidth()
             ours, theirs = our_round(chat, images), their_round(args, images)
             found.append((ours, theirs, weight_bytes(chat.generator.backend) * ours["decode"] / read))
     show(args, found)

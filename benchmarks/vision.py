@@ -11,27 +11,28 @@ which stays the same when other work slows everything.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import ops
-from handlens.cpu.backend import TABLES, VISION_PRECISIONS
+from handlens.cpu.backend import EXACT, TABLES, VISION_PRECISIONS
 from handlens.cpu.threads import thread_count
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
-from handlens.measure import RATE_ROUNDS
+from handlens.measure import RATE_ROUNDS, seconds
 
 SIDE = 32
 PATCHES = SIDE * SIDE
 TOWER = VisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
 RESAMPLER = ResamplerConfig(query_num=96, embed_dim=4096, kv_dim=1152, num_heads=32)
 LAYERS = TOWER.num_hidden_layers
+#: The attention of the tower as it is in int8: with products of bfloat16 numbers, where the processor has them.
+IN_BF16 = "ViT, one layer, bf16 allowed"
 #: Attention alone: name -> (queries, keys, heads, key-value heads, width of a head).
 ATTENTIONS = {
+    IN_BF16: (1024, 1024, 16, 16, 72),
     "ViT, one layer": (1024, 1024, 16, 16, 72),
     "resampler": (96, 1024, 32, 32, 128),
     "Llama prefill 1000, one layer": (1000, 1000, 32, 8, 128),
@@ -53,16 +54,21 @@ def main() -> None:
     rng = np.random.default_rng(1)
     patches = rng.uniform(-1, 1, (PATCHES, 588)).astype(np.float32)
     inputs = {name: random_attention(rng, *sizes) for name, sizes in ATTENTIONS.items()}
-    matrices, attentions = operations(LAYERS)
+    matrices, exact, of_tower, of_resampler = operations(LAYERS)
     peaks, slices, shares = [], [], []
     for _ in range(args.rounds):
         integer, floating = (rate(isa, RATE_ROUNDS) for rate in (ops.native.integer_rate, ops.native.float_rate))
         peaks.append((integer, floating))
         slices.append(slice_seconds(tower, resampler, patches))
-        least = matrices / (integer if args.precision == "int8" else floating) + attentions / floating
+        quick = integer if args.precision == "int8" else floating
+        if tower.bf16 and ops.multiplies_bf16(isa):  # a tile holds half as many numbers of two bytes
+            quick = integer / 2
+        least = matrices / quick + (exact + of_resampler) / floating
+        least += of_tower / (quick if tower.bf16 and ops.multiplies_bf16(isa) else floating)
         shares.append([least / sum(slices[-1]), sum(slices[-1]) * integer / 1e9])
         for name, (causal, *arrays) in inputs.items():
-            taken = seconds(lambda causal=causal, arrays=arrays: ops._attend(*arrays, causal, None))
+            bf16 = name == IN_BF16 and tower.bf16
+            taken = seconds(ops._attend, *arrays, causal, None, bf16)
             work = attention_operations(*ATTENTIONS[name]) / (2 if causal and len(arrays[0]) > 1 else 1)
             shares[-1] += [taken * 1e3, work / taken / floating]
     integer, floating = np.median(peaks, axis=0) / 1e9
@@ -98,7 +104,7 @@ def random_model(layers: int, precision: str) -> tuple[VisionTower, Resampler]:
     weights |= {
         f"resampler.{name}": random_weight(f"resampler.{name}", shape, precision) for name, shape in shapes.items()
     }
-    return VisionTower(config, weights, ops), Resampler(resampler, weights, ops)
+    return VisionTower(config, weights, ops, bf16=precision == "int8"), Resampler(resampler, weights, ops)
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -113,7 +119,7 @@ def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 def place(name: str, tensor: Tensor, precision: str) -> np.ndarray | ops.PackedWeight:
     if len(tensor.shape) == 1 or name in TABLES:
         return tensor.dequantize()
-    return ops.pack(tensor, precision=precision)
+    return ops.pack(tensor, precision=None if name in EXACT and precision == "int8" else precision)
 
 
 def random_weight(name: str, shape: tuple[int, ...], precision: str) -> np.ndarray | ops.PackedWeight:
@@ -129,18 +135,15 @@ def random_attention(rng: np.random.Generator, n: int, m: int, heads: int, kv_he
     return heads != kv_heads, q, keys, values
 
 
-def operations(layers: int) -> tuple[float, float]:
-    """Those of a slice in matrices and in attention, a multiplication and its addition counting as two."""
+def operations(layers: int) -> tuple[float, float, float, float]:
+    """Those of a slice in matrices, in matrices that stay floats, in the tower's attention and in the resampler's; a
+    multiplication and its addition count as two."""
     config, resampler = TOWER, RESAMPLER
     width, wide = config.hidden_size, resampler.embed_dim
     a_layer = 4 * width**2 + 2 * width * config.intermediate_size
-    matrices = (
-        PATCHES * (588 * width + layers * a_layer + width * wide + 2 * wide**2) + resampler.query_num * 2 * wide**2
-    )
-    attentions = layers * attention_operations(*ATTENTIONS["ViT, one layer"]) + attention_operations(
-        *ATTENTIONS["resampler"]
-    )
-    return 2 * matrices, attentions
+    matrices = PATCHES * (588 * width + layers * a_layer + width * wide + wide**2) + resampler.query_num * 2 * wide**2
+    of_tower, of_resampler = (attention_operations(*ATTENTIONS[name]) for name in ("ViT, one layer", "resampler"))
+    return 2 * matrices, 2 * PATCHES * wide**2, layers * of_tower, of_resampler
 
 
 def attention_operations(n: int, m: int, heads: int, kv_heads: int, width: int) -> float:
@@ -151,14 +154,8 @@ def slice_seconds(tower: VisionTower, resampler: Resampler, patches: np.ndarray)
     """How long the tower, scaled up to all its layers, and the resampler take."""
     features = []
     of_tower = seconds(lambda: features.append(tower.encode(patches, (SIDE, SIDE), PATCHES)))
-    of_resampler = seconds(lambda: resampler.forward(features[0], (SIDE, SIDE)))
+    of_resampler = seconds(resampler.forward, features[0], (SIDE, SIDE))
     return of_tower * LAYERS / tower.config.num_hidden_layers, of_resampler
-
-
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

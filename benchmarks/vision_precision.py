@@ -39,7 +39,7 @@ def main() -> None:
             ends, patches = tower_ends(rng), random_patches(rng)
         for precision in PRECISIONS:
             weights = packed(ends | layer, precision)
-            tower = VisionTower(replace(TOWER, num_hidden_layers=1), weights, ops)
+            tower = VisionTower(replace(TOWER, num_hidden_layers=1), weights, ops, bf16=precision == "int8")
             if index == 0:
                 features[precision] = tower.embed(patches, np.arange(PATCHES))
             features[precision] = tower.layer(features[precision], 0)

@@ -12,12 +12,13 @@
 
 #include "avx512.h"
 #include "kernels.h"
+#include "results.h"
 #include "steps.h"
+#include "tiles.h"
 
 namespace handlens {
 namespace {
 
-constexpr size_t kTokens = 16;      // of a tile
 constexpr size_t kFewTokens = 6;    // up to here the other kernels are faster
 constexpr size_t kMostTokens = 288, kMostBlocks = 8, kMostGroups = 40;  // that are unpacked at a time
 constexpr size_t kGroupBytes = kRows * kGroup;
@@ -43,47 +44,6 @@ Workspace& workspace() {
     thread_local std::unique_ptr<Workspace> memory;
     if (!memory) memory = std::make_unique<Workspace>();
     return *memory;
-}
-
-// Sixteen or fewer rows of tokens, and the columns of a group or of a half, in the tiles: 0 to 3 are products, 4 and 5
-// tokens, 6 and 7 weights.
-class Tiles {
-public:
-    Tiles(size_t tokens, size_t columns) {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {};
-            uint8_t rows[16] = {};
-        } config;
-        for (size_t i = 0; i < 8; i++) {
-            config.rows[i] = static_cast<uint8_t>(i < 6 ? tokens : columns / 4);
-            config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? columns : 64);
-        }
-        asm volatile("ldtilecfg %0" ::"m"(config));
-    }
-    ~Tiles() { asm volatile("tilerelease" ::); }
-    Tiles(const Tiles&) = delete;
-};
-
-// The instructions on tiles, whose numbers compilers want to see as they are written.
-template <int Tile>
-inline __attribute__((always_inline)) void zero_tile() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(Tile));
-}
-template <int Tile, size_t Bytes>
-inline __attribute__((always_inline)) void load_tile(const void* from, size_t stride) {
-    const auto& memory = *static_cast<const uint8_t(*)[Bytes]>(from);
-    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(Tile), "r"(from), "r"(stride), "m"(memory));
-}
-template <int Tile, size_t Bytes>
-inline __attribute__((always_inline)) void store_tile(void* to, size_t stride) {
-    auto& memory = *static_cast<uint8_t(*)[Bytes]>(to);
-    asm volatile("tilestored %%tmm%c1, (%2,%3,1)" : "=m"(memory) : "i"(Tile), "r"(to), "r"(stride));
-}
-// Adds the products of signed bytes.
-template <int Products, int Tokens, int Codes>
-inline __attribute__((always_inline)) void multiply_tiles() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Products), "i"(Tokens), "i"(Codes));
 }
 
 // The groups `some` of a block, as signed codes and float scales.
@@ -148,7 +108,7 @@ struct Pair {
         const int8_t* values = tokens.values + i / kParts * kTokens * kTokenBytes + i % kParts * (kGroup / kParts);
         load_tile<4 + kOdd, kTokens * kTokenBytes>(values, kTokenBytes);
         load_tile<6 + kOdd, kCodeBytes>(block.codes + i * kCodeBytes, 64);
-        multiply_tiles<Slot, 4 + kOdd, 6 + kOdd>();
+        multiply_bytes<Slot, 4 + kOdd, 6 + kOdd>();
     }
     template <int Slot>
     __attribute__((always_inline)) void keep() const {
@@ -196,25 +156,6 @@ struct Pair {
     }
 };
 
-// The totals of `count` tokens and a block to where they go.
-template <Layout L>
-void give(const Weights& w, const float* totals, size_t block, size_t token, size_t count, const Output& out) {
-    const size_t row = block * kRows, left = w.rows - row;
-    const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
-    __m512 scale, bias;
-    if constexpr (L == Layout::q8_row)
-        scale = _mm512_load_ps(reinterpret_cast<const float*>(w.scales + block * w.scale_bytes()));
-    if (out.bias) bias = _mm512_maskz_loadu_ps(kept, out.bias + row);
-    for (size_t t = 0; t < count; t++) {
-        const size_t at = (token + t) * w.rows + row;
-        __m512 result = _mm512_load_ps(totals + t * kRows);
-        if constexpr (L == Layout::q8_row) result = _mm512_mul_ps(result, scale);
-        if (out.bias) result = _mm512_add_ps(result, bias);
-        if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at), result);
-        _mm512_mask_storeu_ps(out.data + at, kept, result);
-    }
-}
-
 // The part of a block's codes in the groups `some` that is `share` of `shares`, on its way to the second cache.
 void fetch(const Weights& w, Range blocks, Range some, size_t share, size_t shares) {
     const size_t group = kRows * row_code_bytes(w.layout), count = (some.last - some.first) * group / 64;
@@ -252,8 +193,8 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
     }
     for (size_t tile = 0; tile < tiles; tile++) {
         const size_t token = rows.first + tile * kTokens;
-        for (size_t block = blocks.first; block < blocks.last; block++)
-            give<L>(w, work.totals[tile][block - blocks.first], block, token, std::min(kTokens, rows.last - token), out);
+        for (size_t t = 0; t < std::min(kTokens, rows.last - token); t++)
+            give<L>(w, work.totals[tile], blocks, token + t, t, out);
     }
 }
 
@@ -274,10 +215,10 @@ void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, 
 double integer_work(size_t rounds) {
     const Tiles configured(16, 64);
     for (size_t i = 0; i < rounds; i++) {
-        multiply_tiles<0, 4, 6>();
-        multiply_tiles<1, 5, 7>();
-        multiply_tiles<2, 4, 7>();
-        multiply_tiles<3, 5, 6>();
+        multiply_bytes<0, 4, 6>();
+        multiply_bytes<1, 5, 7>();
+        multiply_bytes<2, 4, 7>();
+        multiply_bytes<3, 5, 6>();
     }
     return static_cast<double>(rounds) * 4 * 2 * 16 * 16 * 64;
 }

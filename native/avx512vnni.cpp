@@ -68,12 +68,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
                         for (int b = 0; b < B; b++) dot[t][b] = _mm512_dpbusd_epi32(dot[t][b], code[b], value);
                     }
                 };
-                if constexpr (kParts == 1)
-                    for_steps<0, 4, 1, 5, 2, 6, 3, 7>(add_step);
-                else if (part == 0)
-                    for_steps<0, 1, 2, 3>(add_step);
-                else
-                    for_steps<4, 5, 6, 7>(add_step);
+                for_steps_of_part<kParts>(part, add_step);
             }
             if constexpr (L == Layout::q8_row) {
                 for (int t = 0; t < T; t++) {

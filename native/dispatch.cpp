@@ -50,6 +50,17 @@ std::vector<std::string> lacking_amx() {
 }
 #endif
 
+#ifdef HANDLENS_AMX_BF16
+bool has_bf16(const Kernels& kernels) {
+    static const bool there = [] {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1;
+        return tiles && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;  // and avx512_bf16
+    }();
+    return there && &kernels == &kAmx;
+}
+#endif
+
 }  // namespace
 
 std::vector<InstructionSet> instruction_sets() {
@@ -95,6 +106,20 @@ const std::vector<const Kernels*>& usable_kernels() {
         return found;
     }();
     return usable;
+}
+
+const Bf16Attention* bf16_attention([[maybe_unused]] const Kernels& kernels) {
+#ifdef HANDLENS_AMX_BF16
+    if (has_bf16(kernels)) return &kAmxAttention;
+#endif
+    return nullptr;
+}
+
+const Bf16Linear* bf16_linear([[maybe_unused]] const Kernels& kernels) {
+#ifdef HANDLENS_AMX_BF16
+    if (has_bf16(kernels)) return &kAmxLinear;
+#endif
+    return nullptr;
 }
 
 }  // namespace handlens

@@ -16,7 +16,8 @@
 // and at the end total * weight_scale. With float weights (f32, f16, bf16) the total of an output takes one column after
 // the other:
 //     total = fma(x, weight, total)
-// So the bits of a result depend neither on the instruction set, nor on the threads, nor on the rows beside it.
+// So the bits of a result depend neither on the instruction set, nor on the threads, nor on the rows beside it. Two tables
+// are not bound to the first: Bf16Linear for q8_row, and Bf16Attention, which only some processors have.
 #pragma once
 
 #include <cstddef>
@@ -203,6 +204,28 @@ struct FloatKernels {
     void (*turn)(const float* x, const float* cos, const float* sin, size_t heads, size_t width, float* out);
 };
 
+// Softmax attention whose products are those of bfloat16 numbers: keys and values are packed once a call, then attended to.
+// All memory lies at multiples of 64 bytes. It does not look at `causal`.
+struct Bf16Attention {
+    size_t (*packed_bytes)(const Attention& attention);
+    size_t (*tasks_to_pack)(const Attention& attention);
+    void (*pack)(const Attention& attention, size_t task, uint8_t* packed);
+    size_t (*tasks)(const Attention& attention);
+    // Bytes of scratch memory that a task needs.
+    size_t (*scratch)(const Attention& attention);
+    void (*attend)(const Attention& attention, size_t task, const uint8_t* packed, uint8_t* scratch);
+};
+
+// Linear layers of the layout q8_row whose activations are rounded to bfloat16 (see amx_linear.cpp).
+struct Bf16Linear {
+    // Bytes of so many rows of x, rounded; they lie at a multiple of 64 bytes.
+    size_t (*nbytes)(size_t rows, size_t columns);
+    // Rounds one row of x into its place among them.
+    void (*round)(const float* x, size_t columns, uint16_t* into, size_t row);
+    // As Kernels::multiply; rows begin at a multiple of sixteen.
+    void (*multiply)(const Weights& weights, const uint16_t* x, Range rows, Range blocks, const Output& out);
+};
+
 struct Kernels {
     const char* name;
     size_t interleave;
@@ -225,6 +248,10 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #ifdef HANDLENS_AMX
 extern const Kernels kAmx;
+#ifdef HANDLENS_AMX_BF16
+extern const Bf16Attention kAmxAttention;
+extern const Bf16Linear kAmxLinear;
+#endif
 #endif
 #endif
 #ifdef HANDLENS_ARM

@@ -289,24 +289,31 @@ void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const 
     });
 }
 
-// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, and as
-// floats after a step, as far as the weights want it.
+// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, rounded
+// to bfloat16, and as floats after a step, as far as the weights want it.
 struct Input {
     std::optional<Activations> groups, runs;
+    uint16_t* brain_floats = nullptr;
     float* floats = nullptr;
 
     const Activations& of(Layout layout) const { return run_of(layout) == 1 ? *groups : *runs; }
 };
 
 struct Wanted {
-    bool groups, runs, floats;
+    bool groups, runs, brain_floats, floats;
 
-    bool quantized() const { return groups || runs; }
+    bool rounded() const { return groups || runs || brain_floats; }
 };
 
-Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted) {
+uint8_t* aligned(void* memory) {
+    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + kAlignment - 1) / kAlignment * kAlignment);
+}
+
+Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted, const Bf16Linear* linear) {
     const size_t groups = (columns + kGroup - 1) / kGroup, count = rows * groups, bytes = count * (kGroup + 20);
-    uint8_t* memory = pool.scratch((wanted.groups + wanted.runs) * bytes + (wanted.floats ? rows * columns * 4 : 0));
+    const size_t brain_bytes = wanted.brain_floats ? linear->nbytes(rows, columns) : 0;
+    uint8_t* memory = aligned(pool.scratch((wanted.groups + wanted.runs) * bytes + brain_bytes + kAlignment +
+                                           (wanted.floats ? rows * columns * 4 : 0)));
     const auto quantized = [&](size_t run) {
         const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
         const Activations made{rows, columns, groups, run, reinterpret_cast<int8_t*>(memory),
@@ -316,6 +323,8 @@ Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& want
         return made;
     };
     Input input;
+    input.brain_floats = reinterpret_cast<uint16_t*>(memory);
+    memory += brain_bytes;
     if (wanted.groups) input.groups = quantized(1);
     if (wanted.runs) input.runs = quantized(run_of(Layout::q8_row));
     input.floats = reinterpret_cast<float*>(memory);
@@ -378,14 +387,18 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     const size_t each = rows_of_task(kernels, rows), runs = (rows + each - 1) / each;
     const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
     const bool prepared = step.kind != Step::none;
+    const Bf16Linear* const linear = bf16_linear(kernels);
     Wanted wanted{};
     for (const Packed* packed : weights) {
         const Layout layout = packed->weights.layout;
-        (is_float(layout) ? wanted.floats : run_of(layout) == 1 ? wanted.groups : wanted.runs) = true;
+        (is_float(layout)       ? wanted.floats
+         : run_of(layout) == 1 ? wanted.groups
+         : linear              ? wanted.brain_floats
+                               : wanted.runs) = true;
     }
     wanted.floats &= prepared;
     compute([&](Pool::Lease& pool) {
-        const Input in = lay_out(pool, rows, columns, wanted);
+        const Input in = lay_out(pool, rows, columns, wanted, linear);
         const auto prepare_rows = [&](size_t task) {
             const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
             for (size_t row = task * kRowsToPrepare; row < end; row++) {
@@ -397,6 +410,7 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
                 }
                 if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
                 if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
+                if (wanted.brain_floats) linear->round(from, columns, in.brain_floats, row);
             }
         };
         const auto multiply = [&](size_t task) {
@@ -408,18 +422,30 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
             const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + each, rows)};
             if (is_float(w.layout))
                 kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layers[i].out);
+            else if (linear && w.layout == Layout::q8_row)
+                linear->multiply(w, in.brain_floats, some, blocks, layers[i].out);
             else
                 kernels.multiply(w, in.of(w.layout), some, blocks, layers[i].out);
         };
-        return (!(prepared || wanted.quantized()) ||
+        return (!(prepared || wanted.rounded()) ||
                 pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&
                pool.run(layers.back().end, multiply, interrupted);
     });
 }
 
+void attend_in_bf16(const Bf16Attention& kernels, const Attention& a) {
+    const size_t floats = kernels.scratch(a) / sizeof(float) + kAlignment;
+    compute([&](Pool::Lease& pool) {
+        uint8_t* packed = aligned(pool.scratch(kernels.packed_bytes(a) + kAlignment));
+        return pool.run(kernels.tasks_to_pack(a), [&](size_t task) { kernels.pack(a, task, packed); }, interrupted) &&
+               pool.run(kernels.tasks(a),
+                        [&](size_t task) { kernels.attend(a, task, packed, aligned(notepad(floats))); }, interrupted);
+    });
+}
+
 // out = what the queries read of the keys and values [kv_heads, key_count, width], whatever their strides but the last.
 void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
-            const std::string& isa) {
+            const std::string& isa, bool bf16) {
     const Attention a{q.shape(0), q.shape(1), keys.shape(0), keys.shape(1), q.shape(2), causal,
                       q.data(), keys.data(), values.data(), size_t(keys.stride(0)), size_t(keys.stride(1)),
                       size_t(values.stride(0)), size_t(values.stride(1)), out.data()};
@@ -439,6 +465,12 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
     for (const void* data : {static_cast<const void*>(a.q), static_cast<const void*>(a.keys),
                              static_cast<const void*>(a.values), static_cast<const void*>(a.out)})
         check_alignment(data, "an array");
+    if (bf16) {
+        const Bf16Attention* attention = bf16_attention(kernels_named(isa));
+        if (!attention || causal)
+            throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
+        return attend_in_bf16(*attention, a);
+    }
     const FloatKernels& kernels = *kernels_named(isa).floats;
     compute([&](Pool::Lease& pool) {
         return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, notepad(a.scratch())); }, interrupted);
@@ -526,15 +558,22 @@ double arithmetic_rate(double (*work)(size_t), size_t rounds) {
     return rate(count, [&](size_t) { return work(rounds / count + 1); });
 }
 
+// Memory is fetched ahead, as the kernels fetch weights: left to the processor alone it came a seventh slower than they read.
 double read_rate(const Blocks& memory) {
     constexpr size_t kShare = 1 << 17;  // words of a task: 1 MiB
+    constexpr size_t kLine = 8, kAhead = 256;
     const size_t words = memory.size() / 8;
     const auto* data = reinterpret_cast<const uint64_t*>(memory.data());
     if (reinterpret_cast<uintptr_t>(data) % 8) throw nb::value_error("the memory does not lie at a multiple of 8 bytes");
     return rate((words + kShare - 1) / kShare, [&](size_t task) {
         const size_t end = std::min(words, (task + 1) * kShare);
         uint64_t sum = 0;
-        for (size_t i = task * kShare; i < end; i++) sum += data[i];
+        size_t i = task * kShare;
+        for (; i + kLine <= end; i += kLine) {
+            __builtin_prefetch(data + i + kAhead);
+            for (size_t k = 0; k < kLine; k++) sum += data[i + k];
+        }
+        for (; i < end; i++) sum += data[i];
         volatile uint64_t kept = sum;
         (void)kept;
         return static_cast<double>((end - task * kShare) * 8);
@@ -587,7 +626,10 @@ NB_MODULE(_native, m) {
           "outs [n, rows].");
     m.def("prepare", &prepare, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "isa"_a, "Writes x after a step.");
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
-          "causal"_a, "isa"_a, "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
+          "causal"_a, "isa"_a, "bf16"_a = false,
+          "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
+    m.def("multiplies_bf16", [](const std::string& isa) { return bf16_linear(kernels_named(isa)) != nullptr; },
+          "isa"_a, "Whether these kernels multiply int8 rows with bfloat16, and attend in it where nothing is causal.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),

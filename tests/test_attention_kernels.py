@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handlens.cpu import ops, reference
-from tests.test_kernels import fma, isas, needs_native, threads  # noqa: F401
+from tests.test_kernels import bf16, fma, isas, needs_native, threads, tile_product  # noqa: F401
 
 F32 = np.float32
 
@@ -79,6 +79,114 @@ def test_attention_is_the_references_up_to_rounding_on_every_instruction_set_ali
         np.testing.assert_allclose(ours, reference.causal_attention(q, keys, values), atol=2e-5)
         k, v = (array.repeat(2, axis=0).swapaxes(0, 1) for array in (keys, values))
         np.testing.assert_allclose(ops.attention(q, k, v), reference.attention(q, k, v), atol=2e-5)
+
+
+# With products of bfloat16 numbers
+
+needs_bf16 = pytest.mark.skipif(
+    ops.native is None or not any(map(ops.multiplies_bf16, isas())), reason="the processor has no AMX for bfloat16"
+)
+#: How far attention in bfloat16 is from float32 on normally distributed input: at most, and as a root mean square, as a
+#: share of the deviation of the values that are read, and of the outputs.
+BF16_BOUND, BF16_SHARE = 2e-2, 6e-3
+
+
+def power_of_two(x: np.ndarray) -> np.ndarray:
+    """`power_of_two_below_one` of native/amx_attention.cpp."""
+    x = np.maximum(F32(-126), x)
+    shifted = x + F32(12582912)
+    rest = x - (shifted - F32(12582912))
+    series = np.full_like(x, F32(0.0551716626))
+    for factor in (0.242611155, 0.69326099, 0.999928072):
+        series = fma(series, rest, F32(factor))
+    power = (shifted.view(np.uint32) << np.uint32(23)) + np.uint32(0x3F800000)
+    return series * power.view(np.float32)
+
+
+def bf16_twin_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What one query [d] reads of keys and values [m, d], step by step as native/amx_attention.cpp says."""
+    deep, long = -len(q) % 32, -len(keys) % 32
+    q = bf16(q * F32(1.4426950408889634 / np.sqrt(float(len(q)))))
+    scores = tile_product(np.pad(q, (0, deep))[None], np.pad(bf16(keys).T, ((0, deep), (0, 0))))[0]
+    powers = np.pad(power_of_two(scores - scores.max()), (0, long))
+    total = np.zeros(16, np.float32)
+    for vector in powers.reshape(-1, 16):
+        total = total + vector
+    while len(total) > 1:
+        total = total[: len(total) // 2] + total[len(total) // 2 :]
+    read = tile_product(bf16(powers)[None], np.pad(bf16(values), ((0, long), (0, 0))))[0]
+    return read * (F32(1) / total[0])
+
+
+@needs_bf16
+@pytest.mark.parametrize("width", [1, 16, 20, 32, 72, 80, 128])
+@pytest.mark.parametrize("n, m", [(1, 1), (3, 17), (33, 40), (40, 300)])
+def test_bf16_attention_equals_its_numpy_twin_bit_for_bit(width, n, m):
+    rng = np.random.default_rng(width)
+    q, keys, values = heads(rng, n, 4, width), heads(rng, 2, m, width), heads(rng, 2, m, width)
+    out = ops._attend(q, keys, values, False, None, bf16=True)
+    for i in {0, n // 2, n - 1}:
+        for h in range(4):
+            np.testing.assert_array_equal(out[i, h], bf16_twin_row(q[i, h], keys[h // 2], values[h // 2]))
+
+
+@needs_bf16
+@pytest.mark.parametrize("width", [64, 72, 128])
+@pytest.mark.parametrize("m", [1, 33, 1024, 1100])
+def test_bf16_attention_is_the_references_within_its_bound(width, m):
+    rng = np.random.default_rng(m)
+    q, k, v = 2 * heads(rng, 70, 2, width), heads(rng, m, 2, width), heads(rng, m, 2, width)
+    wanted, ours = reference.attention(q, k, v), ops.attention(q, k, v, bf16=True)
+    assert np.abs(ours - wanted).max() <= BF16_BOUND
+    assert np.sqrt(np.square(ours - wanted).mean() / np.square(wanted).mean()) <= BF16_SHARE
+
+
+@needs_bf16
+def test_bf16_attention_does_not_read_padding_and_keeps_what_is_no_number_to_its_row():
+    rng = np.random.default_rng(0)
+    q, k, v = heads(rng, 40, 2, 72), heads(rng, 60, 2, 72), heads(rng, 60, 2, 72)
+    wanted = ops.attention(q, k[:43].copy(), v[:43].copy(), bf16=True)
+    k[43:], v[43:] = np.nan, np.inf
+    q[7, 1, 3] = np.nan
+    out = ops.attention(q, k, v, key_count=43, bf16=True)
+    assert np.isnan(out[7, 1]).all()
+    out[7, 1] = wanted[7, 1]
+    np.testing.assert_array_equal(out, wanted)
+
+
+@needs_bf16
+def test_bf16_attention_finds_one_key_among_many_by_far():
+    rng = np.random.default_rng(0)
+    k, v = heads(rng, 500, 2, 72), heads(rng, 500, 2, 72)
+    out = ops.attention(1e3 * k[:90], k, v, bf16=True)
+    np.testing.assert_allclose(out, v[:90], rtol=5e-3)
+
+
+@needs_bf16
+def test_bf16_attention_has_the_same_bytes_for_any_thread_count_and_in_any_company(threads):  # noqa: F811
+    rng = np.random.default_rng(1)
+    q, k, v = heads(rng, 130, 4, 72), heads(rng, 300, 4, 72), heads(rng, 300, 4, 72)
+    wanted = ops.attention(q, k, v, bf16=True)
+    for count in (1, 2, 3, 4):
+        threads(count)
+        assert ops.attention(q, k, v, bf16=True).tobytes() == wanted.tobytes()
+    for i in (0, 57, 129):
+        np.testing.assert_array_equal(ops.attention(q[i : i + 1], k, v, bf16=True)[0], wanted[i])
+
+
+@needs_native
+def test_instruction_sets_without_bf16_attend_in_float32_and_refuse_anything_else():
+    rng = np.random.default_rng(1)
+    q, k, v = heads(rng, 5, 2, 72), heads(rng, 7, 2, 72), heads(rng, 7, 2, 72)
+    out = np.empty_like(q)
+    for isa in isas():
+        if ops.multiplies_bf16(isa):
+            with pytest.raises(ValueError, match="no causal attention in bf16"):
+                ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, True, isa, True)
+            continue
+        np.testing.assert_array_equal(ops.attention(q, k, v, bf16=True, isa=isa), ops.attention(q, k, v, isa=isa))
+        with pytest.raises(ValueError, match=f"{isa} has no attention in bf16"):
+            ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, False, isa, True)
 
 
 @needs_native

@@ -7,7 +7,15 @@ import pytest
 from handlens.chat import load
 from handlens.cli import run
 from handlens.cpu import ops
-from handlens.measure import decode_seconds, machine_limits, prefill_seconds, weight_bytes, weight_count
+from handlens.measure import (
+    READ_PASSES,
+    decode_seconds,
+    machine_limits,
+    prefill_seconds,
+    read_bandwidth,
+    weight_bytes,
+    weight_count,
+)
 
 EVERYWHERE = {"load_seconds", "prefill_tokens_per_second", "decode_tokens_per_second"}
 LIMITED = {"read_bytes_per_second", "int8_operations_per_second", "fp32_operations_per_second"}
@@ -96,3 +104,17 @@ def test_limits_and_speeds_are_those_of_the_same_machine(quantized_model):
     assert limits.integer > limits.floating > 1e8
     assert 2 * weight_count(backend) * 64 / prefill_seconds(backend, 64) < 2 * limits.integer
     assert weight_bytes(backend) * 8 / decode_seconds(backend, 4, 8) < 20 * limits.read
+
+
+@kernels
+def test_the_read_bandwidth_is_that_of_the_best_pass(monkeypatch):
+    class Clock:
+        passes = [3e9 + number for number in range(READ_PASSES - 1)] + [1e9]
+
+        def read_rate(self, memory):
+            assert memory.nbytes == 1 << 30
+            return self.passes.pop(0)
+
+    clock = Clock()
+    monkeypatch.setattr(ops, "native", clock)
+    assert read_bandwidth() == 3e9 + READ_PASSES - 2 and not clock.passes

@@ -13,7 +13,17 @@ from handlens.gguf.blocks import Tensor
 from handlens.gguf.convert import write_projector
 from handlens.weights import find_files, load_model, open_pair
 from tests import tiny
-from tests.test_kernels import activations, fma, isas, needs_native, quantised, random_tensor, threads  # noqa: F401
+from tests.test_kernels import (  # noqa: F401
+    activations,
+    bf16,
+    fma,
+    isas,
+    needs_native,
+    quantised,
+    random_tensor,
+    threads,
+    tile_product,
+)
 
 FLOATS = ["F32", "F16", "BF16"]
 
@@ -31,13 +41,17 @@ def twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return total
 
 
-def int8_twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The same with a weight of int8 and a scale a row, x in runs of two groups of 32 that share a scale."""
+def int8_twin(x: np.ndarray, weight: np.ndarray, in_bf16: bool) -> np.ndarray:
+    """The same with a weight of int8 and a scale a row; x is bfloat16, or int8 in runs of two groups of 32 that share a
+    scale."""
     filled = -weight.shape[1] % 64
     x, weight = np.pad(x, ((0, 0), (0, filled))), np.pad(weight, ((0, 0), (0, filled)))
     largest = np.abs(weight).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)
-    codes = np.rint(weight * inverse).astype(np.int64).reshape(len(weight), -1, 64)
+    codes = np.rint(weight * inverse).astype(np.int64)
+    if in_bf16:
+        return tile_product(bf16(x), codes.T.astype(np.float32)) * (largest / np.float32(127)).T
+    codes = codes.reshape(len(weight), -1, 64)
     values, scales = quantised(x, 64)
     total = np.zeros((len(x), len(weight)), np.float32)
     for run in range(codes.shape[1]):
@@ -69,7 +83,30 @@ def test_float_weights_as_int8_equal_their_numpy_twin_bit_for_bit(type, isa, row
     weight = ops.pack(tensor, isa, precision="int8")
     for n in (1, 2, 5, 6, 7, 13, 17, 70):
         x = activations(n, columns, seed=n)
-        np.testing.assert_array_equal(ops.linear(x, weight), int8_twin(x, tensor.dequantize()))
+        np.testing.assert_array_equal(
+            ops.linear(x, weight), int8_twin(x, tensor.dequantize(), ops.multiplies_bf16(isa))
+        )
+
+
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+def test_int8_weights_times_more_than_kernels_take_at_a_time_equal_the_twin_too(isa):
+    tensor = float_tensor("F16", 150, 600)
+    x = activations(310, 600)
+    wanted = int8_twin(x, tensor.dequantize(), ops.multiplies_bf16(isa))
+    np.testing.assert_array_equal(ops.linear(x, ops.pack(tensor, isa, "int8")), wanted)
+
+
+@needs_native
+def test_int8_weights_are_multiplied_more_exactly_in_bf16():
+    tensor, x = float_tensor("F16", 100, 1152), activations(40, 1152)
+    x[:, ::64] *= 30  # a run's scale has to hold its largest number
+    wanted = reference.linear(x, tensor)
+    errors = {
+        ops.multiplies_bf16(isa): np.square(ops.linear(x, ops.pack(tensor, isa, "int8")) - wanted).mean()
+        for isa in isas()
+    }
+    assert errors.get(True, 0) < 0.5 * errors[False]
 
 
 @needs_native
@@ -246,7 +283,7 @@ def test_query_vectors_in_int8_point_where_those_of_float32_do(tmp_path):
         patches = np.clip(smooth, -1, 1).astype(np.float32)
         vectors = []
         for weights, functions in ((exact, reference), (packed, ops)):
-            features = VisionTower(config.vision, weights, functions).encode(patches, size, len(patches))
+            features = VisionTower(config.vision, weights, functions, bf16=True).encode(patches, size, len(patches))
             vectors.append(Resampler(config.resampler, weights, functions).forward(features, size))
         wanted, ours = vectors
         norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(ours, axis=1)
@@ -261,6 +298,8 @@ def test_the_vision_precision_is_chosen_where_a_model_is_loaded(monkeypatch):
         backend = load_model(vision_precision=precision).generator.backend
         layouts[precision] = backend.tower.layers[0]["ffn_up"][0].packed.nbytes
         assert isinstance(backend.resampler.modules["query"][0], np.ndarray)
+        assert backend.tower.bf16 == (precision == "int8")
+        assert ("bf16" in backend.vision_key) == (precision == "int8" and ops.multiplies_bf16())
     assert layouts["int8"] < layouts["f32"]
     with pytest.raises(InputError, match="vision precision is 'int4'; int8 or f32"):
         CpuBackend(tiny.config(), {}, {}, "int4")

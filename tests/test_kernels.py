@@ -150,6 +150,23 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return (a.astype(np.float64) * b + c).astype(np.float32)
 
 
+def bf16(x: np.ndarray) -> np.ndarray:
+    """x rounded to bfloat16, ties to even."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def tile_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a [n, 32 k] times b [32 k, m], as tiles of bfloat16 sum it: 32 after another, the even and the odd ones apart."""
+    total = np.zeros((len(a), b.shape[1]), np.float32)
+    for start in range(0, len(b), 32):
+        sums = np.zeros((2, *total.shape), np.float32)
+        for i in range(start, start + 32):
+            sums[i % 2] = fma(a[:, i, None], b[i], sums[i % 2])
+        total = total + (sums[0] + sums[1])
+    return total
+
+
 def twin(x: np.ndarray, tensor: Tensor) -> np.ndarray:
     """What the kernels compute, step by step as native/kernels.h says."""
     values, value_scales = quantised(x)

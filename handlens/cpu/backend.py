@@ -34,7 +34,8 @@ TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "res
 #: Float matrices that stay floats in int8 as well: what they compute chooses places, and a trained model may choose
 #: sharply, so that int8 with a scale a row changes what it sees (tests/test_default_model.py).
 EXACT = ("resampler.attn.q.weight", "resampler.attn.k.weight")
-#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), or float32.
+#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), times bfloat16 and
+#: with the tower's attention in it where the processor can (see `ops.multiplies_bf16`); or float32.
 VISION_PRECISIONS = ("int8", "f32")
 
 
@@ -78,7 +79,7 @@ class CpuBackend:
         with self._lock:
             if self._eyes is None and self.config.vision is not None:
                 weights = _in_memory("vision", self._vision, self.arithmetic, self.vision_precision, self._packs)
-                tower = VisionTower(self.config.vision, weights, self.arithmetic)
+                tower = VisionTower(self.config.vision, weights, self.arithmetic, bf16=self.vision_precision == "int8")
                 self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
             return self._eyes
 
@@ -100,7 +101,9 @@ class CpuBackend:
             digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.data))
             let_go(tensor.data)
-        precision = f"{self.vision_precision} in runs of 64, keys exact" if self.arithmetic is ops else "numpy"
+        activations = "times bf16" if self.arithmetic is ops and ops.multiplies_bf16() else "in runs of 64"
+        precision = {"int8": f"int8 {activations}, keys exact", "f32": "f32"}[self.vision_precision]
+        precision = precision if self.arithmetic is ops else "numpy"
         return f"{digest.hexdigest()} {precision}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:

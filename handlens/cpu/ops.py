@@ -2,9 +2,11 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-(or 64) and sum integers; everything else computes in float32. How far results are from the reference's is stated and
-held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same
-bits on every instruction set and for any thread count.
+(or 64) and sum integers; everything else computes in float32. Where an instruction set multiplies bfloat16
+(`multiplies_bf16`), activations of float weights that were packed as int8 are rounded to that instead. How far results
+are from the reference's is stated and held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and
+`tests/test_attention_kernels.py`. They have the same bits for any thread count and, but for what is bfloat16, on every
+instruction set.
 """
 
 import math
@@ -170,10 +172,18 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, isa: str | None = None
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None, isa: str | None = None
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    key_count: int | None = None,
+    bf16: bool = False,
+    isa: str | None = None,
 ) -> np.ndarray:
-    """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d], of which the first count."""
-    return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa)
+    """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d], of which the first count.
+
+    With `bf16` the products are those of bfloat16 numbers where the instruction set can multiply them
+    (`multiplies_bf16`), and float32 elsewhere."""
+    return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa, bf16)
 
 
 def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None) -> np.ndarray:
@@ -215,9 +225,17 @@ def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.nda
     return out
 
 
-def _attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None) -> np.ndarray:
+def multiplies_bf16(isa: str | None = None) -> bool:
+    """Whether what int8 weights of float matrices are multiplied with is bfloat16, and `attention` can be."""
+    return native.multiplies_bf16(isa or chosen_isa())
+
+
+def _attend(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None, bf16: bool = False
+) -> np.ndarray:
     out = np.empty(q.shape, np.float32)
-    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or chosen_isa())
+    isa = isa or chosen_isa()
+    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa, bf16 and multiplies_bf16(isa))
     return out
 
 

@@ -165,10 +165,13 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return out
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None) -> np.ndarray:
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None, bf16: bool = False
+) -> np.ndarray:
     """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d].
 
-    With `key_count` only the first keys count; the rest is padding.
+    With `key_count` only the first keys count; the rest is padding. `bf16` allows products of bfloat16 numbers where
+    they are faster, which they are not here.
     """
     return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), causal=False)
 

@@ -21,12 +21,16 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
 class VisionTower:
-    """The vision transformer. `weights` holds arrays or quantised tensors by name, `ops` the functions that compute."""
+    """The vision transformer. `weights` holds arrays or quantised tensors by name, `ops` the functions that compute;
+    `bf16` allows attention with products of bfloat16 numbers."""
 
-    def __init__(self, config: VisionConfig, weights: Mapping[str, reference.Weight], ops=reference):
+    def __init__(
+        self, config: VisionConfig, weights: Mapping[str, reference.Weight], ops=reference, bf16: bool = False
+    ):
         _check_heads("vision tower", config.hidden_size, config.num_attention_heads)
         self.config = config
         self.ops = ops
+        self.bf16 = bf16
         width, patch = config.hidden_size, config.patch_size
         table = {"position_embd.weight": (config.position_side**2, width)}
         ends = _with_bias({"patch_embd": (width, 3, patch, patch), "post_ln": (width,)}) | table
@@ -90,7 +94,7 @@ class VisionTower:
         ops, w, eps = self.ops, self.layers[index], self.config.layer_norm_eps
         heads = len(x), self.config.num_attention_heads, -1
         q, k, v = ops.norm_linears(x, w["ln1"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
-        read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))  # [L, H, d]
+        read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads), bf16=self.bf16)  # [L, H, d]
         x = ops.linear(read.reshape(len(x), -1), *w["attn_out"], residual=x)
         (inner,) = ops.norm_linears(x, w["ln2"], eps, w["ffn_up"])
         return ops.activated_linear(inner, ACTIVATIONS[self.config.hidden_act], w["ffn_down"], residual=x)
