@@ -99,9 +99,9 @@ class Trainer:
         ids = [self.tokenizer.encode(name)[0] for name in CLASSES]
         self.characters = torch.tensor(ids, device=self.device)
         #: What computes; what learns is `model` and `head`.
-        self.worker, self.worker_head = self.twins.copies if self.twins else (self.model, self.head)
+        self.computing, self.computing_head = self.twins.copies if self.twins else (self.model, self.head)
         if options.compile:
-            for layer in [*self.worker.vpm.encoder["layers"], *self.worker.language.layers]:
+            for layer in [*self.computing.vpm.encoder["layers"], *self.computing.language.layers]:
                 layer.compile(dynamic=True)
         self.plan = Plan(
             self.config,
@@ -149,14 +149,14 @@ class Trainer:
 
     def losses(self, batch: dict[str, Tensor], stage: Stage) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and what it is made of: numbers for the log."""
-        model = self.worker
+        model = self.computing
         with self._autocast():
             patch_mask = batch.get("patch_mask")
             with torch.set_grad_enabled("vpm" in stage.trains):
                 features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
             total, parts = features.new_zeros(()), {}
             if stage.dense and len(batch["cells"]):
-                logits = self.worker_head(features, batch["cells"]).float()
+                logits = self.computing_head(features, batch["cells"]).float()
                 classes = batch["classes"]
                 weights = torch.where(classes == BLANK, BLANK_WEIGHT, 1.0) * (classes != IGNORED)
                 each = F.cross_entropy(logits, classes, reduction="none")
@@ -193,7 +193,7 @@ class Trainer:
         patches = cells // (CELLS[0] * CELLS[1])
         slices, columns = patches // batch["places"].shape[1], batch["places"].flatten(0, 1)[patches, 1]
         found = vectors[slices, columns.clamp(max=vectors.shape[1] - 1)]  # [m, W]
-        spelled = self.worker.language.embed_tokens(self.characters)  # [C, W]
+        spelled = self.computing.language.embed_tokens(self.characters)  # [C, W]
         classes = batch["spelled_classes"].where(columns < vectors.shape[1], IGNORED)
         each = F.cross_entropy((found @ spelled.mT).float(), classes, reduction="sum")
         return each / (classes != IGNORED).sum().clamp(min=1)
@@ -255,7 +255,11 @@ class Trainer:
             draw_curves(options.out)
 
     def _freeze(self, stage: Stage) -> None:
-        for name, part in (("vpm", self.worker.vpm), ("resampler", self.worker.resampler), ("llm", self.worker.llm)):
+        for name, part in (
+            ("vpm", self.computing.vpm),
+            ("resampler", self.computing.resampler),
+            ("llm", self.computing.llm),
+        ):
             part.requires_grad_(name in stage.trains)
 
     def _stop(self, *_) -> None:
@@ -267,7 +271,7 @@ class Trainer:
         held = held_out(replace(self.plan, seed=0), stage)
         # What is compiled for training would be compiled once more for answers, which takes longer than they do.
         with self._autocast(), torch.compiler.set_stance("force_eager"):
-            answered = answer(self.worker, self.tokenizer, held, self.device)
+            answered = answer(self.computing, self.tokenizer, held, self.device)
         window.write(
             self.state,
             stage,
