@@ -14,9 +14,10 @@ import argparse
 
 import numpy as np
 
-from benchmarks.vision import LAYERS, PATCHES, SIDE, TOWER, random_model, seconds
+from benchmarks.vision import LAYERS, PATCHES, SIDE, TOWER, random_model
 from handlens.cpu import ops
 from handlens.cpu.threads import thread_count
+from handlens.measure import seconds
 
 #: Random pictures that NNCF measures ranges of activations with.
 CALIBRATED_WITH = 2
@@ -41,7 +42,7 @@ def main() -> None:
 
     for warm_up in (ours, lambda: theirs(picture)):
         warm_up()
-    times = np.array([(seconds(ours), seconds(lambda: theirs(picture))) for _ in range(args.rounds)])
+    times = np.array([(seconds(ours), seconds(theirs, picture)) for _ in range(args.rounds)])
     print(f"{ops.chosen_isa()}, {args.threads} threads, {args.layers} layers, medians of {args.rounds} rounds\n")
     ratios = times[:, 1] / times[:, 0]
     mine, other = np.median(times, axis=0) * 1e3

@@ -129,8 +129,7 @@ def _planned(content: Content, mix: Mix, vision_type: str, importance: Importanc
     for name, tensor in content.tensors.items():
         columns = tensor.shape[-1]
         if name == POSITION_TABLE:  # follows from sizes alone, and nobody reads it; it only has to be there
-            whole = vision_type in VISION_TYPES and vision_type != "Q8_0"
-            type = fitting(vision_type if whole else "Q2_K", columns)
+            type = fitting(vision_type if vision_type in ("F16", "BF16") else "Q2_K", columns)
         elif not is_quantized(name, tensor.shape):
             type = tensor.type
         elif alone or name.startswith(VISION_PREFIXES):

@@ -30,6 +30,7 @@ from recipes.default.model import CELLS, LONGEST_SIDE
 CLASSES = ("<blank>", "<other>", *sorted(every_character()))
 BLANK, OTHER = 0, 1
 CHARACTERS = {character: number for number, character in enumerate(CLASSES)}
+TASK_NUMBERS = {task: number for number, task in enumerate(TASKS)}
 #: The share of the blank cells that is looked at. Most cells are blank; few of them teach as much.
 BLANKS_KEPT = 0.25
 #: What lengths of arrays are rounded up to.
@@ -187,7 +188,7 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
 
     pixels uint8 [S, L, 3 * p * p], position_ids and places [S, L] and [S, L, 2], patch_mask [S, L] (False at padding);
     cells [m] counted through [S, L, cells], and their classes [m]; spelled [k] and spelled_classes [k], those whose
-    character has a class of its own; tasks [B] (numbers of TASKS); input_ids [B, n]; vectors [v], counted through
+    character has a class of its own; tasks [B] (TASK_NUMBERS); input_ids [B, n]; vectors [v], counted through
     [S, Q], go to vector_index [v], and labels [t] are predicted at label_index [t], both counted through [B, n];
     label_row [t], the example of a label. Classes and labels that stand behind the end are IGNORED.
     """
@@ -234,7 +235,7 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         "classes": _padded(every_cell[cells], CELL_STEP, IGNORED),
         "spelled": _padded(known, CELL_STEP, 0),
         "spelled_classes": _padded(every_cell[known], CELL_STEP, IGNORED),
-        "tasks": np.array([list(TASKS).index(example.sample.task) for example in examples]),
+        "tasks": np.array([TASK_NUMBERS[example.sample.task] for example in examples]),
         "input_ids": input_ids,
         "vectors": np.concatenate(vectors),
         "vector_index": np.concatenate(vector_index),

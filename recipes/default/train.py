@@ -255,12 +255,8 @@ class Trainer:
             draw_curves(options.out)
 
     def _freeze(self, stage: Stage) -> None:
-        for name, part in (
-            ("vpm", self.computing.vpm),
-            ("resampler", self.computing.resampler),
-            ("llm", self.computing.llm),
-        ):
-            part.requires_grad_(name in stage.trains)
+        for name in ("vpm", "resampler", "llm"):
+            getattr(self.computing, name).requires_grad_(name in stage.trains)
 
     def _stop(self, *_) -> None:
         print("stopping: the weights are written after this step", flush=True)
