@@ -5,9 +5,9 @@
 
 Both sides run the tower of MiniCPM-Llama3-V 2.5 (SigLIP-400M, 448 x 448 pixels, 1024 patches) with random weights:
 transformers' module, which NNCF quantises to int8 (weights and activations, as it does for transformers) and OpenVINO
-compiles for latency, and our kernels at int8. A round runs one after the other, so other work on the machine slows
-both; the ratio is the median of the rounds'. With fewer layers than 27 both towers are cut alike. What a machine
-without AMX does: `HANDLENS_ISA=avx512vnni ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` before the command, for the two sides.
+compiles for latency, and our kernels in the precision that is the default here. A round runs one after the other, so
+other work on the machine slows both; the ratio is the median of the rounds'. With fewer layers than 27 both towers are
+cut alike. What a machine without AMX does: `HANDLENS_ISA=avx512vnni ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` before the command, for the two sides.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import numpy as np
 
 from benchmarks.vision import LAYERS, PATCHES, SIDE, TOWER, random_model
 from handlens.cpu import ops
+from handlens.cpu.backend import choose_precision
 from handlens.cpu.threads import thread_count
 from handlens.measure import seconds
 
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=thread_count())
     args = parser.parse_args()
     theirs, version = compiled(args.layers, args.threads)
-    tower, _ = random_model(args.layers, "int8")
+    tower, _ = random_model(args.layers, choose_precision(None, ops))
     ops.native.set_threads(args.threads)
     rng = np.random.default_rng(1)
     picture = rng.uniform(-1, 1, (1, 3, SIDE * 14, SIDE * 14)).astype(np.float32)

@@ -104,7 +104,7 @@ def random_model(layers: int, precision: str) -> tuple[VisionTower, Resampler]:
     weights |= {
         f"resampler.{name}": random_weight(f"resampler.{name}", shape, precision) for name, shape in shapes.items()
     }
-    return VisionTower(config, weights, ops, bf16=precision == "int8"), Resampler(resampler, weights, ops)
+    return VisionTower(config, weights, ops), Resampler(resampler, weights, ops)
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether the vision side in int8 sees what it sees in float32: a trained model on real-looking images.
+"""Whether the vision side in bf16 or int8 sees what it sees in float32: a trained model on real-looking images.
 
     handlens data make --sources sources --task line,paragraph,table,receipt,chart,count --lang all --split held-out \\
         --n 210 --out images
@@ -18,6 +18,7 @@ from rich.progress import track
 
 from benchmarks.vision_precision import cosines
 from handlens import load
+from handlens.cpu.backend import VISION_PRECISIONS
 from handlens.data.make import rows
 from handlens.engine.sampling import SamplingParams
 
@@ -30,11 +31,12 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder that `handlens data make` has written")
     parser.add_argument("--model", type=Path, help="language file (default: the shipped model)")
     parser.add_argument("--mmproj", type=Path, help="projector (default: that beside the model)")
+    parser.add_argument("--precision", choices=VISION_PRECISIONS, default=VISION_PRECISIONS[0], help="beside float32")
     parser.add_argument("--tokens", type=int, default=64, help="the most tokens of an answer (default 64)")
     args = parser.parse_args()
-    chats = [load(args.model, args.mmproj, vision_precision=precision) for precision in ("int8", "f32")]
+    chats = [load(args.model, args.mmproj, vision_precision=precision) for precision in (args.precision, "f32")]
     greedy = SamplingParams.greedy(max_new_tokens=args.tokens)
-    least, same = [], 0
+    tasks, least, same = [], [], []
     for path, row in track(list(rows(args.images)), "asking"):
         with Image.open(path) as image:
             msgs = [{"role": "user", "content": [image.convert("RGB"), row["question"]]}]
@@ -46,15 +48,19 @@ def main() -> None:
                 seen[first:last] = True
             vectors.append(chat.generator.embeddings(inputs)[seen].astype(np.float64))
             answers.append(chat.reply(msgs, greedy))
+        tasks.append(row["task"])
         least.append(cosines(*vectors).min())
-        same += answers[0] == answers[1]
-    least = np.array(least)
-    print("| pictures | least cosine of all | median of the pictures' least | pictures all above 0.999 | same answer |")
-    print("|---:|---:|---:|---:|---:|")
-    print(
-        f"| {len(least)} | {least.min():.5f} | {np.median(least):.5f} | {(least >= BOUND).mean():.1%} "
-        f"| {same / len(least):.1%} |"
-    )
+        same.append(answers[0] == answers[1])
+    tasks, least, same = map(np.array, (tasks, least, same))
+    print(f"{chats[0].generator.backend.vision_precision} beside f32\n")
+    print("| task | pictures | least cosine of all | median of the pictures' least | all above 0.999 | same answer |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for task in ["all", *dict.fromkeys(tasks)]:
+        of = np.full(len(tasks), True) if task == "all" else tasks == task
+        print(
+            f"| {task} | {of.sum()} | {least[of].min():.5f} | {np.median(least[of]):.5f} "
+            f"| {(least[of] >= BOUND).mean():.1%} | {same[of].mean():.1%} |"
+        )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ class Family:
     scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
-    vision_precision: str = "int8"  # what the vision side computes in on a CPU, unless another is asked for
+    vision_precision: str | None = None  # what the vision side computes in on a CPU; by default what is fast there
     ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()

@@ -12,13 +12,13 @@
 
 #include "avx512.h"
 #include "kernels.h"
-#include "results.h"
 #include "steps.h"
 #include "tiles.h"
 
 namespace handlens {
 namespace {
 
+constexpr size_t kTokens = 16;      // of a tile
 constexpr size_t kFewTokens = 6;    // up to here the other kernels are faster
 constexpr size_t kMostTokens = 288, kMostBlocks = 8, kMostGroups = 40;  // that are unpacked at a time
 constexpr size_t kGroupBytes = kRows * kGroup;
@@ -163,6 +163,24 @@ void fetch(const Weights& w, Range blocks, Range some, size_t share, size_t shar
         const uint8_t* from = w.codes + block * w.block_bytes() + some.first * group;
         for (size_t line = count * share / shares; line < count * (share + 1) / shares; line++)
             _mm_prefetch(from + line * 64, _MM_HINT_T1);
+    }
+}
+
+// The totals of a token and the blocks from `first` on to where they go: neighbours there, each token in another page.
+template <Layout L>
+void give(const Weights& w, const float (*totals)[kTokens * kRows], Range blocks, size_t token, size_t of_tile,
+          const Output& out) {
+    for (size_t block = blocks.first; block < blocks.last; block++) {
+        const size_t row = block * kRows, left = w.rows - row, at = token * w.rows + row;
+        const __mmask16 kept = left >= kRows ? 0xffff : static_cast<__mmask16>((1u << left) - 1);
+        __m512 result = _mm512_load_ps(totals[block - blocks.first] + of_tile * kRows);
+        if constexpr (L == Layout::q8_row) {
+            const __m512 scale = _mm512_load_ps(reinterpret_cast<const float*>(w.scales + block * w.scale_bytes()));
+            result = _mm512_mul_ps(result, scale);
+        }
+        if (out.bias) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(kept, out.bias + row));
+        if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at), result);
+        _mm512_mask_storeu_ps(out.data + at, kept, result);
     }
 }
 

@@ -17,7 +17,7 @@
 // the other:
 //     total = fma(x, weight, total)
 // So the bits of a result depend neither on the instruction set, nor on the threads, nor on the rows beside it. Two tables
-// are not bound to the first: Bf16Linear for q8_row, and Bf16Attention, which only some processors have.
+// are not bound to the first, and only some processors have them: Bf16Linear, for bf16_tiles, and Bf16Attention.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ namespace handlens {
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
 
-enum class Layout { q8, q4, q5, q4_1, q5_1, q2_k, q4_k, q5_k, q6_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16 };
+enum class Layout { q8, q4, q5, q4_1, q5_1, q2_k, q4_k, q5_k, q6_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16, bf16_tiles };
 
 // How codes are stored: a byte each, or four bits each and the rest of five or six bits behind them. The four bits of
 // `levels` choose from a table of sixteen bytes that the weights bring.
@@ -111,7 +111,7 @@ constexpr size_t scale_groups(Layout layout) {
 //     row       once: a float32
 //
 // Float weights stand in blocks of sixteen rows on every instruction set; a block holds, for every column, the numbers of
-// all rows.
+// all rows, or in bf16_tiles, for every two columns, both numbers of all rows; there the last group is filled up with zeros.
 struct Weights {
     Layout layout;
     size_t rows, columns, interleave;
@@ -123,6 +123,7 @@ struct Weights {
     size_t blocks() const { return (rows + interleave - 1) / interleave; }
     // Bytes of the codes or numbers of one block in all columns.
     size_t block_bytes() const {
+        if (layout == Layout::bf16_tiles) return groups() * kGroup * interleave * 2;
         if (is_float(layout)) return columns * interleave * (layout == Layout::f32 ? 4 : 2);
         return groups() * interleave * row_code_bytes(layout);
     }
@@ -216,14 +217,18 @@ struct Bf16Attention {
     void (*attend)(const Attention& attention, size_t task, const uint8_t* packed, uint8_t* scratch);
 };
 
-// Linear layers of the layout q8_row whose activations are rounded to bfloat16 (see amx_linear.cpp).
+// Linear layers of the layout bf16_tiles, whose activations are rounded to bfloat16 as well (see amx_linear.cpp).
 struct Bf16Linear {
+    size_t rows, blocks;  // in one task, at most: rows of x whose number is a multiple of 32, and an even number of blocks
     // Bytes of so many rows of x, rounded; they lie at a multiple of 64 bytes.
     size_t (*nbytes)(size_t rows, size_t columns);
     // Rounds one row of x into its place among them.
     void (*round)(const float* x, size_t columns, uint16_t* into, size_t row);
-    // As Kernels::multiply; rows begin at a multiple of sixteen.
+    // As Kernels::multiply; rows begin at a multiple of 32 and blocks at an even one.
     void (*multiply)(const Weights& weights, const uint16_t* x, Range rows, Range blocks, const Output& out);
+    // The same, but the results take a step without a second input and are rounded for the next layer.
+    void (*multiply_between)(const Weights& weights, const uint16_t* x, Range rows, Range blocks, const float* bias,
+                             const Step& step, uint16_t* into);
 };
 
 struct Kernels {

@@ -5,10 +5,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,6 +15,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "memory.h"
 #include "pack.h"
 #include "pool.h"
 #include "quantizers.h"
@@ -45,26 +42,6 @@ constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
 
-constexpr size_t kAlignment = 64;
-
-struct Free {
-    size_t alignment = kAlignment;
-    void operator()(uint8_t* memory) const { ::operator delete[](memory, std::align_val_t(alignment)); }
-};
-using Aligned = std::unique_ptr<uint8_t[], Free>;
-
-// Weights are read from the first to the last in each step, and looking up their pages would take a third of the time:
-// large ones get large pages, where the system has them. What does not fill the last one stays in small ones.
-Aligned allocate(size_t bytes) {
-    constexpr size_t kLargePage = size_t{2} << 20;
-    const size_t alignment = bytes >= kLargePage ? kLargePage : kAlignment;
-    Aligned memory(new (std::align_val_t(alignment)) uint8_t[bytes], Free{alignment});
-#ifdef MADV_HUGEPAGE
-    if (alignment == kLargePage) madvise(memory.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
-#endif
-    return memory;
-}
-
 // Weights in the layout of one instruction set, codes first. They are filled row by row, or lie in memory that Python has.
 struct Packed {
     const Kernels* kernels;
@@ -90,13 +67,24 @@ const Kernels& kernels_named(const std::string& name) {
     throw nb::value_error(("this processor has no kernels called '" + name + "'; it has " + names).c_str());
 }
 
+// The layout in which numbers of a source are packed: `as` is "" for the source's own, "int8" or "bf16".
+Layout layout_named(const std::string& as, const Source& source, const Kernels& kernels) {
+    if (!as.empty() && as != "int8" && as != "bf16")
+        throw nb::value_error(("weights are packed as int8 or bf16, not '" + as + "'").c_str());
+    if (as == "bf16" && !bf16_linear(kernels))
+        throw nb::value_error((std::string(kernels.name) + " multiplies no bf16 on this processor").c_str());
+    const Layout layout = as == "int8" ? Layout::q8_row : as == "bf16" ? Layout::bf16_tiles : source.layout;
+    if (!packs_as(source, layout))
+        throw nb::value_error((std::string(source.type) + " is quantised; it is packed as it is").c_str());
+    return layout;
+}
+
 // Without memory yet.
-Packed make_packed(const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8) {
+Packed make_packed(const std::string& type, size_t rows, size_t columns, const std::string& isa, const std::string& as) {
     const Kernels& kernels = kernels_named(isa);
     const Source* source = find_source(type);
     if (!source) throw nb::value_error(("no kernel takes weights of type " + type).c_str());
-    const Layout layout = int8 ? Layout::q8_row : source->layout;
-    if (!packs_as(*source, layout)) throw nb::value_error((type + " is quantised; it is packed as it is").c_str());
+    const Layout layout = layout_named(as, *source, kernels);
     constexpr size_t kMost = size_t{1} << 31;
     if (columns == 0 || columns % source->weights || columns > kMost || rows > kMost)
         throw nb::value_error((type + " rows have no " + std::to_string(columns) + " columns").c_str());
@@ -233,10 +221,32 @@ void compute(const Work& work) {
 }
 
 // What a thread writes on before it is done with a row or a block; kept for the next one.
-float* notepad(size_t floats) {
-    thread_local std::vector<float> memory;
-    if (memory.size() < floats) memory.resize(floats);
-    return memory.data();
+uint8_t* notepad(size_t bytes) {
+    thread_local Aligned memory;
+    thread_local size_t size = 0;
+    if (size < bytes) {
+        memory = allocate(bytes);
+        size = bytes;
+    }
+    return memory.get();
+}
+float* float_notepad(size_t floats) { return reinterpret_cast<float*>(notepad(floats * sizeof(float))); }
+
+// A row of x after a step: x itself, or in `to`, or where that is null on the thread's notepad.
+const float* take(const FloatKernels& kernels, const Step& step, const float* x, const float* second, size_t columns,
+                  float* to = nullptr) {
+    if (step.kind == Step::none) return x;
+    if (!to) to = float_notepad(columns);
+    kernels.prepare(step, x, second, columns, to);
+    return to;
+}
+
+// Runs work(row) for all rows, a few in a task.
+template <class Work>
+bool for_rows(Pool::Lease& pool, size_t rows, const Work& work) {
+    return pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
+        for (size_t row = task * kRowsToPrepare; row < std::min(rows, (task + 1) * kRowsToPrepare); row++) work(row);
+    }, interrupted);
 }
 
 // A step before a linear layer, as Python gives it: its numbers are alive as long as the arrays are.
@@ -280,12 +290,10 @@ void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const 
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (by.step.kind == Step::none) throw nb::value_error("there is no step to take");
     compute([&](Pool::Lease& pool) {
-        return pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
-            const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
-            for (size_t at = task * kRowsToPrepare; at < end; at++)
-                kernels.prepare(by.step, x.data() + at * columns, by.second ? by.second->data() + at * columns : nullptr,
-                                columns, out.data() + at * columns);
-        }, interrupted);
+        return for_rows(pool, rows, [&](size_t row) {
+            take(kernels, by.step, x.data() + row * columns, by.second ? by.second->data() + row * columns : nullptr, columns,
+                 out.data() + row * columns);
+        });
     });
 }
 
@@ -305,15 +313,11 @@ struct Wanted {
     bool rounded() const { return groups || runs || brain_floats; }
 };
 
-uint8_t* aligned(void* memory) {
-    return reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(memory) + kAlignment - 1) / kAlignment * kAlignment);
-}
-
 Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted, const Bf16Linear* linear) {
     const size_t groups = (columns + kGroup - 1) / kGroup, count = rows * groups, bytes = count * (kGroup + 20);
     const size_t brain_bytes = wanted.brain_floats ? linear->nbytes(rows, columns) : 0;
-    uint8_t* memory = aligned(pool.scratch((wanted.groups + wanted.runs) * bytes + brain_bytes + kAlignment +
-                                           (wanted.floats ? rows * columns * 4 : 0)));
+    uint8_t* memory = pool.scratch((wanted.groups + wanted.runs) * bytes + brain_bytes +
+                                   (wanted.floats ? rows * columns * 4 : 0));
     const auto quantized = [&](size_t run) {
         const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
         const Activations made{rows, columns, groups, run, reinterpret_cast<int8_t*>(memory),
@@ -331,18 +335,41 @@ Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& want
     return input;
 }
 
-// Rows of x in one task: as many as the kernels take, shared out evenly in whole tiles of every instruction set.
-size_t rows_of_task(const Kernels& kernels, size_t rows) {
-    constexpr size_t kTiles = 48;
-    const size_t runs = (rows + kernels.rows - 1) / kernels.rows;
-    return (rows / std::max<size_t>(runs, 1) + kTiles) / kTiles * kTiles;
-}
+// How a linear layer is shared out: its tasks are ranges of the rows of x and of blocks of weights.
+class Share {
+public:
+    // In whole tiles of every instruction set.
+    Share(const Kernels& kernels, size_t rows, size_t blocks) : Share(rows, blocks, kernels.rows, 48, kBlocks) {}
+    Share(const Bf16Linear& linear, size_t rows, size_t blocks) : Share(rows, blocks, linear.rows, 32, linear.blocks) {
+        // Large tasks are the fastest, as long as there is something to do for every thread until the end.
+        constexpr size_t kEach = 3, kFewest = 6;
+        while (blocks_each_ > kFewest && tasks() < kEach * Pool::get().threads()) blocks_each_ /= 2;
+    }
+
+    size_t tasks() const { return runs() * ((blocks_ + blocks_each_ - 1) / blocks_each_); }
+    // Tasks that follow one another share their weights.
+    Range rows(size_t task) const { return part(task % runs(), rows_each_, rows_); }
+    Range blocks(size_t task) const { return part(task / runs(), blocks_each_, blocks_); }
+
+private:
+    // As many rows as a task may have, shared out evenly in whole tiles.
+    Share(size_t rows, size_t blocks, size_t most_rows, size_t tile, size_t blocks_each)
+        : rows_(rows), blocks_(blocks), blocks_each_(blocks_each) {
+        const size_t count = std::max<size_t>((rows + most_rows - 1) / most_rows, 1);
+        rows_each_ = std::max<size_t>((rows + count * tile - 1) / (count * tile), 1) * tile;
+    }
+    size_t runs() const { return (rows_ + rows_each_ - 1) / rows_each_; }
+    static Range part(size_t i, size_t each, size_t end) { return {i * each, std::min((i + 1) * each, end)}; }
+
+    size_t rows_, rows_each_, blocks_, blocks_each_;
+};
 
 // One linear layer of a call.
 struct Layer {
     const Packed* packed;
     Output out;
-    size_t end;  // of its tasks
+    Share share;
+    size_t first;  // of its tasks
 };
 
 std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
@@ -351,9 +378,9 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
     if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
         throw nb::value_error("one output and one bias or None for each weight are wanted");
     if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
-    const size_t rows = x.shape(0), each = rows_of_task(*weights[0]->kernels, rows), runs = (rows + each - 1) / each;
+    const size_t rows = x.shape(0);
     std::vector<Layer> layers;
-    size_t end = 0;
+    size_t first = 0;
     for (size_t i = 0; i < weights.size(); i++) {
         const Weights& w = weights[i]->weights;
         if (x.shape(1) != w.columns)
@@ -364,10 +391,12 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
         if (residual) check_matrix(*residual, rows, w.rows, "the residual");
         if (weights[i]->kernels != weights[0]->kernels)
             throw nb::value_error("weights of one call are packed for one instruction set");
-        end += (w.blocks() + kBlocks - 1) / kBlocks * runs;
+        const Share share = w.layout == Layout::bf16_tiles ? Share(*bf16_linear(*weights[i]->kernels), rows, w.blocks())
+                                                           : Share(*weights[i]->kernels, rows, w.blocks());
         layers.push_back({weights[i],
                           {outs[i].data(), biases[i] ? biases[i]->data() : nullptr, residual ? residual->data() : nullptr},
-                          end});
+                          share, first});
+        first += share.tasks();
     }
     return layers;
 }
@@ -384,62 +413,165 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (rows == 0) return;
     const Kernels& kernels = *weights[0]->kernels;
-    const size_t each = rows_of_task(kernels, rows), runs = (rows + each - 1) / each;
     const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
     const bool prepared = step.kind != Step::none;
     const Bf16Linear* const linear = bf16_linear(kernels);
     Wanted wanted{};
     for (const Packed* packed : weights) {
         const Layout layout = packed->weights.layout;
-        (is_float(layout)       ? wanted.floats
-         : run_of(layout) == 1 ? wanted.groups
-         : linear              ? wanted.brain_floats
-                               : wanted.runs) = true;
+        (layout == Layout::bf16_tiles ? wanted.brain_floats
+         : is_float(layout)           ? wanted.floats
+         : run_of(layout) == 1        ? wanted.groups
+                                      : wanted.runs) = true;
     }
     wanted.floats &= prepared;
     compute([&](Pool::Lease& pool) {
         const Input in = lay_out(pool, rows, columns, wanted, linear);
-        const auto prepare_rows = [&](size_t task) {
-            const size_t end = std::min(rows, (task + 1) * kRowsToPrepare);
-            for (size_t row = task * kRowsToPrepare; row < end; row++) {
-                const float* from = input + row * columns;
-                if (prepared) {
-                    float* to = wanted.floats ? in.floats + row * columns : notepad(columns);
-                    kernels.floats->prepare(step, from, second ? second + row * columns : nullptr, columns, to);
-                    from = to;
-                }
-                if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
-                if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
-                if (wanted.brain_floats) linear->round(from, columns, in.brain_floats, row);
-            }
+        const auto prepare_row = [&](size_t row) {
+            const float* from = take(*kernels.floats, step, input + row * columns, second ? second + row * columns : nullptr,
+                                     columns, wanted.floats ? in.floats + row * columns : nullptr);
+            if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
+            if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
+            if (wanted.brain_floats) linear->round(from, columns, in.brain_floats, row);
         };
         const auto multiply = [&](size_t task) {
-            size_t i = 0;
-            while (task >= layers[i].end) i++;
-            const Weights& w = layers[i].packed->weights;
-            const size_t of_layer = task - (i ? layers[i - 1].end : 0);
-            const size_t block = of_layer / runs * kBlocks, row = of_layer % runs * each;
-            const Range blocks{block, std::min(block + kBlocks, w.blocks())}, some{row, std::min(row + each, rows)};
-            if (is_float(w.layout))
-                kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layers[i].out);
-            else if (linear && w.layout == Layout::q8_row)
-                linear->multiply(w, in.brain_floats, some, blocks, layers[i].out);
+            size_t i = layers.size() - 1;
+            while (task < layers[i].first) i--;
+            const Layer& layer = layers[i];
+            const Weights& w = layer.packed->weights;
+            const Range some = layer.share.rows(task - layer.first), blocks = layer.share.blocks(task - layer.first);
+            if (w.layout == Layout::bf16_tiles)
+                linear->multiply(w, in.brain_floats, some, blocks, layer.out);
+            else if (is_float(w.layout))
+                kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layer.out);
             else
-                kernels.multiply(w, in.of(w.layout), some, blocks, layers[i].out);
+                kernels.multiply(w, in.of(w.layout), some, blocks, layer.out);
         };
-        return (!(prepared || wanted.rounded()) ||
-                pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, prepare_rows, interrupted)) &&
-               pool.run(layers.back().end, multiply, interrupted);
+        return (!(prepared || wanted.rounded()) || for_rows(pool, rows, prepare_row)) &&
+               pool.run(layers.back().first + layers.back().share.tasks(), multiply, interrupted);
     });
 }
 
-void attend_in_bf16(const Bf16Attention& kernels, const Attention& a) {
-    const size_t floats = kernels.scratch(a) / sizeof(float) + kAlignment;
+// Softmax attention in bf16: `packed` has room for what the kernels pack of keys and values.
+bool attend_in_bf16(Pool::Lease& pool, const Bf16Attention& kernels, const Attention& a, uint8_t* packed) {
+    return pool.run(kernels.tasks_to_pack(a), [&](size_t task) { kernels.pack(a, task, packed); }, interrupted) &&
+           pool.run(kernels.tasks(a), [&](size_t task) { kernels.attend(a, task, packed, notepad(kernels.scratch(a))); },
+                    interrupted);
+}
+
+// A linear layer of bf16 weights inside a call that does more than one.
+struct Inner {
+    const Packed* packed;
+    const float* bias;
+
+    const Weights& weights() const { return packed->weights; }
+};
+
+Inner check_inner(const Packed& packed, const std::optional<Vector>& bias, size_t rows, size_t columns,
+                  const Packed& first) {
+    const Weights& w = packed.weights;
+    if (w.layout != Layout::bf16_tiles || packed.kernels != first.kernels)
+        throw nb::value_error("all weights of one call are bf16, for one instruction set");
+    if (w.rows != rows || w.columns != columns)
+        throw nb::value_error(("a weight is " + size(w.rows, w.columns) + ", but " + size(rows, columns) + " is wanted").c_str());
+    if (bias) check_vector(*bias, rows, "the bias");
+    return {&packed, bias ? bias->data() : nullptr};
+}
+
+// Parts of scratch memory, one behind the other, each at a multiple of 64 bytes.
+class Parts {
+public:
+    size_t add(size_t bytes) {
+        const size_t at = bytes_;
+        bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+        return at;
+    }
+    uint8_t* memory(Pool::Lease& pool) const { return pool.scratch(bytes_); }
+
+private:
+    size_t bytes_ = 0;
+};
+
+// Rounds the rows of x to bfloat16 after a step.
+bool round_rows(Pool::Lease& pool, const Packed& first, const Step& step, const float* x, size_t rows, size_t columns,
+                uint16_t* to) {
+    const Bf16Linear& linear = *bf16_linear(*first.kernels);
+    return for_rows(pool, rows, [&](size_t row) {
+        linear.round(take(*first.kernels->floats, step, x + row * columns, nullptr, columns), columns, to, row);
+    });
+}
+
+bool multiply_inner(Pool::Lease& pool, const Inner& layer, const uint16_t* x, size_t rows, float* out,
+                    const float* residual) {
+    const Bf16Linear& linear = *bf16_linear(*layer.packed->kernels);
+    const Share share(linear, rows, layer.weights().blocks());
+    return pool.run(share.tasks(), [&](size_t task) {
+        linear.multiply(layer.weights(), x, share.rows(task), share.blocks(task), {out, layer.bias, residual});
+    }, interrupted);
+}
+
+// out = x plus what two linear layers make of it after a step, with another step between them.
+void feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const Packed& up,
+                  const std::optional<Vector>& up_bias, const PreparedBy& between, const Packed& down,
+                  const std::optional<Vector>& down_bias) {
+    const size_t rows = x.shape(0), columns = x.shape(1), wide = up.weights.rows;
+    const Inner first = check_inner(up, up_bias, wide, columns, up), second = check_inner(down, down_bias, columns, wide, up);
+    const Step::Kind kind = between.step.kind;
+    if (kind != Step::gelu && kind != Step::gelu_tanh) throw nb::value_error("gelu or gelu_tanh goes between the layers");
+    check_matrix(out, rows, columns, "the output");
+    check_alignment(x.data(), "x");
+    check_step(by, x);
+    if (rows == 0) return;
+    const Bf16Linear& linear = *bf16_linear(*up.kernels);
+    const Share share(linear, rows, first.weights().blocks());
+    Parts parts;
+    const size_t in_at = parts.add(linear.nbytes(rows, columns)), inner_at = parts.add(linear.nbytes(rows, wide));
     compute([&](Pool::Lease& pool) {
-        uint8_t* packed = aligned(pool.scratch(kernels.packed_bytes(a) + kAlignment));
-        return pool.run(kernels.tasks_to_pack(a), [&](size_t task) { kernels.pack(a, task, packed); }, interrupted) &&
-               pool.run(kernels.tasks(a),
-                        [&](size_t task) { kernels.attend(a, task, packed, aligned(notepad(floats))); }, interrupted);
+        uint8_t* const memory = parts.memory(pool);
+        auto *const in = reinterpret_cast<uint16_t*>(memory + in_at), *const inner = reinterpret_cast<uint16_t*>(memory + inner_at);
+        return round_rows(pool, up, by.step, x.data(), rows, columns, in) &&
+               pool.run(share.tasks(), [&](size_t task) {
+                   linear.multiply_between(first.weights(), in, share.rows(task), share.blocks(task), first.bias,
+                                           between.step, inner);
+               }, interrupted) &&
+               multiply_inner(pool, second, inner, rows, out.data(), x.data());
+    });
+}
+
+// out = x plus what attention among its rows makes of it after a step. Weights are those of queries, keys, values and of
+// what is read; they are bf16.
+void self_attention(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const std::vector<Packed*>& weights,
+                    const std::vector<std::optional<Vector>>& biases, size_t heads) {
+    if (weights.size() != 4 || biases.size() != 4) throw nb::value_error("four weights and four biases are wanted");
+    const size_t rows = x.shape(0), columns = x.shape(1);
+    if (heads == 0 || columns == 0 || columns % heads)
+        throw nb::value_error((std::to_string(columns) + " columns are not shared by " + std::to_string(heads) + " heads").c_str());
+    std::vector<Inner> layers;
+    for (size_t i = 0; i < 4; i++) layers.push_back(check_inner(*weights[i], biases[i], columns, columns, *weights[0]));
+    check_matrix(out, rows, columns, "the output");
+    check_alignment(x.data(), "x");
+    check_step(by, x);
+    if (rows == 0) return;
+    const Packed& first = *weights[0];
+    const Bf16Linear& linear = *bf16_linear(*first.kernels);
+    const Bf16Attention& attention = *bf16_attention(*first.kernels);
+    const size_t width = columns / heads;
+    Attention a{rows, heads, heads, rows, width, false, nullptr, nullptr, nullptr, width, columns, width, columns, nullptr};
+    Parts parts;
+    const size_t in_at = parts.add(linear.nbytes(rows, columns)), packed_at = parts.add(attention.packed_bytes(a));
+    size_t at[4];  // of queries, keys, values, and what is read
+    for (size_t& part : at) part = parts.add(rows * columns * sizeof(float));
+    compute([&](Pool::Lease& pool) {
+        uint8_t* const memory = parts.memory(pool);
+        auto* const in = reinterpret_cast<uint16_t*>(memory + in_at);
+        float* made[4];
+        for (size_t i = 0; i < 4; i++) made[i] = reinterpret_cast<float*>(memory + at[i]);
+        a.q = made[0], a.keys = made[1], a.values = made[2], a.out = made[3];
+        bool whole = round_rows(pool, first, by.step, x.data(), rows, columns, in);
+        for (size_t i = 0; i < 3 && whole; i++) whole = multiply_inner(pool, layers[i], in, rows, made[i], nullptr);
+        return whole && attend_in_bf16(pool, attention, a, memory + packed_at) &&
+               round_rows(pool, first, Step{}, made[3], rows, columns, in) &&
+               multiply_inner(pool, layers[3], in, rows, out.data(), x.data());
     });
 }
 
@@ -469,11 +601,13 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
         const Bf16Attention* attention = bf16_attention(kernels_named(isa));
         if (!attention || causal)
             throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
-        return attend_in_bf16(*attention, a);
+        return compute([&](Pool::Lease& pool) {
+            return attend_in_bf16(pool, *attention, a, pool.scratch(attention->packed_bytes(a)));
+        });
     }
     const FloatKernels& kernels = *kernels_named(isa).floats;
     compute([&](Pool::Lease& pool) {
-        return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, notepad(a.scratch())); }, interrupted);
+        return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, float_notepad(a.scratch())); }, interrupted);
     });
 }
 
@@ -489,11 +623,10 @@ void rope(const Heads& x, const Matrix& cos, const Matrix& sin, const HeadsOut& 
     check_alignment(out.data(), "the output");
     const FloatKernels& kernels = *kernels_named(isa).floats;
     compute([&](Pool::Lease& pool) {
-        return pool.run((n + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
-            for (size_t at = task * kRowsToPrepare; at < std::min(n, (task + 1) * kRowsToPrepare); at++)
-                kernels.turn(x.data() + at * heads * width, cos.data() + at * width / 2, sin.data() + at * width / 2,
-                             heads, width, out.data() + at * heads * width);
-        }, interrupted);
+        return for_rows(pool, n, [&](size_t at) {
+            kernels.turn(x.data() + at * heads * width, cos.data() + at * width / 2, sin.data() + at * width / 2, heads,
+                         width, out.data() + at * heads * width);
+        });
     });
 }
 
@@ -590,14 +723,14 @@ void set_threads(size_t count) {
 
 NB_MODULE(_native, m) {
     m.doc() = "The kernels of handlens.cpu.ops, which is the way to call them.";
-    nb::class_<Packed>(m, "Packed", "Weights in the layout of one instruction set; float numbers as int8 if wanted. They "
-                                    "are filled, or lie in `memory` that held such weights.")
+    nb::class_<Packed>(m, "Packed", "Weights in the layout of one instruction set; float numbers as int8 or bf16 if "
+                                    "wanted. They are filled, or lie in `memory` that held such weights.")
         .def("__init__",
-             [](Packed* self, const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8,
-                std::optional<Memory> memory) {
-                 new (self) Packed(packed_in(make_packed(type, rows, columns, isa, int8), std::move(memory)));
+             [](Packed* self, const std::string& type, size_t rows, size_t columns, const std::string& isa,
+                const std::string& as, std::optional<Memory> memory) {
+                 new (self) Packed(packed_in(make_packed(type, rows, columns, isa, as), std::move(memory)));
              },
-             "type"_a, "rows"_a, "columns"_a, "isa"_a, "int8"_a = false, "memory"_a.noconvert().none() = nb::none())
+             "type"_a, "rows"_a, "columns"_a, "isa"_a, "as_"_a = "", "memory"_a.noconvert().none() = nb::none())
         .def("fill", &fill, "data"_a.noconvert(), "first"_a = 0, "grid"_a.noconvert().none() = nb::none(),
              "Packs rows of a GGUF tensor [rows, bytes of a row], which begin or end with a block of rows.")
         .def("holds", &holds, "data"_a.noconvert(), "first"_a, "grid"_a.noconvert().none() = nb::none(),
@@ -607,10 +740,11 @@ NB_MODULE(_native, m) {
                                                    p.weights.codes, {p.nbytes}, nb::find(p)); },
                      "All bytes, which `memory` takes.")
         .def_prop_ro("shape", [](const Packed& p) { return nb::make_tuple(p.weights.rows, p.weights.columns); })
+        .def_prop_ro("is_bf16", [](const Packed& p) { return p.weights.layout == Layout::bf16_tiles; })
         .def_prop_ro("isa", [](const Packed& p) { return p.kernels->name; });
-    m.def("packed_bytes", [](const std::string& type, size_t rows, size_t columns, const std::string& isa, bool int8) {
-        return make_packed(type, rows, columns, isa, int8).nbytes;
-    }, "type"_a, "rows"_a, "columns"_a, "isa"_a, "int8"_a = false, "How many bytes such weights take.");
+    m.def("packed_bytes", [](const std::string& type, size_t rows, size_t columns, const std::string& isa, const std::string& as) {
+        return make_packed(type, rows, columns, isa, as).nbytes;
+    }, "type"_a, "rows"_a, "columns"_a, "isa"_a, "as_"_a = "", "How many bytes such weights take.");
     m.attr("LAYOUT_VERSION") = kLayoutVersion;
     nb::class_<PreparedBy>(m, "Step", "What happens to the rows of x before linear layers read them.")
         .def("__init__",
@@ -624,12 +758,20 @@ NB_MODULE(_native, m) {
           "residual"_a.noconvert().none() = nb::none(), "step"_a.none() = nb::none(),
           "Writes x [n, columns] after a step, times the transpose of each weight, plus its bias and the residual, into "
           "outs [n, rows].");
+    m.def("feed_forward", &feed_forward, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "up"_a,
+          "up_bias"_a.noconvert().none(), "between"_a, "down"_a, "down_bias"_a.noconvert().none(),
+          "Writes x [n, columns], plus what two layers of bf16 weights make of it after a step, with another step between "
+          "them, into out, which may be x.");
+    m.def("self_attention", &self_attention, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "weights"_a,
+          "biases"_a.noconvert(), "heads"_a,
+          "Writes x [n, columns], plus what attention among its rows makes of it after a step, into out, which may be x. The "
+          "weights, which are bf16, make queries, keys, values and the result.");
     m.def("prepare", &prepare, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "isa"_a, "Writes x after a step.");
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
           "causal"_a, "isa"_a, "bf16"_a = false,
           "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
     m.def("multiplies_bf16", [](const std::string& isa) { return bf16_linear(kernels_named(isa)) != nullptr; },
-          "isa"_a, "Whether these kernels multiply int8 rows with bfloat16, and attend in it where nothing is causal.");
+          "isa"_a, "Whether these kernels multiply bfloat16 weights, and attend in bfloat16 where nothing is causal.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),

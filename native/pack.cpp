@@ -63,14 +63,28 @@ void widen(const uint8_t* row, size_t count, float* numbers) {
     }
 }
 
-// A row of numbers as int8 with one scale; a row with something that is no finite number gets a scale that is none.
-void write_int8_row(const Source& source, const Weights& shape, const uint8_t* row, size_t r, uint8_t* codes,
-                    uint8_t* scales) {
+// A row of a float source as float32, filled up with zeros to whole groups.
+std::span<const float> widened_row(const Source& source, const Weights& shape, const uint8_t* row) {
     thread_local std::vector<float> numbers;
     numbers.assign(shape.groups() * kGroup, 0.0f);
     if (source.layout == Layout::f32) widen<float>(row, shape.columns, numbers.data());
     if (source.layout == Layout::f16) widen<Half>(row, shape.columns, numbers.data());
     if (source.layout == Layout::bf16) widen<BrainFloat>(row, shape.columns, numbers.data());
+    return numbers;
+}
+
+// A row of numbers, rounded to bfloat16 (ties to even; what is no number stays none), where kernels.h says.
+void write_brain_float_row(std::span<const float> numbers, size_t interleave, size_t r, uint8_t* codes) {
+    for (size_t c = 0; c < numbers.size(); c++) {
+        const uint32_t bits = std::bit_cast<uint32_t>(numbers[c]);
+        const bool number = numbers[c] == numbers[c];
+        const auto rounded = static_cast<uint16_t>((number ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16);
+        std::memcpy(codes + 2 * ((c / 2 * interleave + r) * 2 + c % 2), &rounded, 2);
+    }
+}
+
+// A row of numbers as int8 with one scale; a row with something that is no finite number gets a scale that is none.
+void write_int8_row(std::span<const float> numbers, const Weights& shape, size_t r, uint8_t* codes, uint8_t* scales) {
     int32_t bits = 0;  // of the largest magnitude, which floats and their bits order alike
     for (const float number : numbers) bits = std::max(bits, std::bit_cast<int32_t>(number) & 0x7fffffff);
     const float largest = std::bit_cast<float>(bits);
@@ -101,13 +115,17 @@ void pack_block(const Source& source, const Weights& shape, const uint8_t* data,
     std::memset(scales, 0, shape.scale_bytes());
     for (size_t r = 0; r < count; r++) {
         const uint8_t* row = data + r * row_bytes;
+        if (shape.layout == Layout::bf16_tiles) {
+            write_brain_float_row(widened_row(source, shape, row), interleave, r, codes);
+            continue;
+        }
         if (is_float(shape.layout)) {
             const size_t size = source.nbytes;
             for (size_t c = 0; c < shape.columns; c++) std::memcpy(codes + (c * interleave + r) * size, row + c * size, size);
             continue;
         }
         if (shape.layout == Layout::q8_row) {
-            write_int8_row(source, shape, row, r, codes, scales);
+            write_int8_row(widened_row(source, shape, row), shape, r, codes, scales);
             continue;
         }
         const size_t groups = source.weights / kGroup, group_bytes = interleave * row_code_bytes(shape.layout);

@@ -18,7 +18,7 @@ struct BlockScales {
 };
 
 // Raised whenever packed bytes change, for packed weights are kept in files.
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 2;
 
 // A block type: its layout, what a block of it holds, and how that is read. `codes` gives the 32 codes of a group.
 struct Source {
@@ -36,9 +36,10 @@ std::span<const Source> sources();
 // The source of this name, or null.
 const Source* find_source(std::string_view type);
 
-// Whether numbers of this source can be packed in this layout: its own, or rows of float numbers as int8.
+// Whether numbers of this source can be packed in this layout: its own, or float numbers in the two that are made of them.
 constexpr bool packs_as(const Source& source, Layout layout) {
-    return layout == source.layout || (is_float(source.layout) && layout == Layout::q8_row);
+    return layout == source.layout ||
+           (is_float(source.layout) && (layout == Layout::q8_row || layout == Layout::bf16_tiles));
 }
 
 // The grid [points, columns] of a source with each magnitude replaced by its place among the levels; empty if a number is

@@ -123,7 +123,7 @@ bool Pool::Lease::run(size_t count, const std::function<void(size_t)>& task, con
 uint8_t* Pool::Lease::scratch(size_t bytes) {
     if (bytes > pool_.scratch_bytes_) {
         pool_.scratch_.reset();
-        pool_.scratch_.reset(new uint8_t[bytes]);
+        pool_.scratch_ = allocate(bytes);
         pool_.scratch_bytes_ = bytes;
     }
     return pool_.scratch_.get();

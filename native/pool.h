@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+#include "memory.h"
+
 namespace handlens {
 
 class Pool {
@@ -29,7 +31,7 @@ public:
         // Calls task(0) ... task(count - 1) on all threads and returns when all have come back. `stop` is asked now and
         // then by the calling thread; once it says true, tasks that were not begun are dropped and run returns false.
         bool run(size_t count, const std::function<void(size_t)>& task, const std::function<bool()>& stop);
-        // Memory of at least this size for the length of the lease, kept for the next one.
+        // Memory of at least this size, at a multiple of 64 bytes, for the length of the lease; kept for the next one.
         uint8_t* scratch(size_t bytes);
         // How many threads compute from now on, the caller's included.
         void set_threads(size_t count);
@@ -57,7 +59,7 @@ private:
     std::mutex busy_;
     std::atomic<size_t> threads_{1};
     std::vector<std::thread> workers_;
-    std::unique_ptr<uint8_t[]> scratch_;
+    Aligned scratch_;
     size_t scratch_bytes_ = 0;
 
     std::mutex mutex_;                   // guards job_ and ending_

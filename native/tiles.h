@@ -38,6 +38,12 @@ inline __attribute__((always_inline)) void load_tile(const void* from, size_t st
     const auto& memory = *static_cast<const uint8_t(*)[Bytes]>(from);
     asm volatile("tileloadd (%1,%2,1), %%tmm%c0" ::"i"(Tile), "r"(from), "r"(stride), "m"(memory));
 }
+// The same of what the first cache need not keep.
+template <int Tile, size_t Bytes>
+inline __attribute__((always_inline)) void load_tile_once(const void* from, size_t stride) {
+    const auto& memory = *static_cast<const uint8_t(*)[Bytes]>(from);
+    asm volatile("tileloaddt1 (%1,%2,1), %%tmm%c0" ::"i"(Tile), "r"(from), "r"(stride), "m"(memory));
+}
 template <int Tile, size_t Bytes>
 inline __attribute__((always_inline)) void store_tile(void* to, size_t stride) {
     auto& memory = *static_cast<uint8_t(*)[Bytes]>(to);

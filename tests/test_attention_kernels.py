@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from handlens.cpu import ops, reference
-from tests.test_kernels import bf16, fma, isas, needs_native, threads, tile_product  # noqa: F401
+from tests.test_kernels import bf16, fma, isas, needs_bf16, needs_native, threads, tile_product  # noqa: F401
 
 F32 = np.float32
 
@@ -83,9 +83,6 @@ def test_attention_is_the_references_up_to_rounding_on_every_instruction_set_ali
 
 # With products of bfloat16 numbers
 
-needs_bf16 = pytest.mark.skipif(
-    ops.native is None or not any(map(ops.multiplies_bf16, isas())), reason="the processor has no AMX for bfloat16"
-)
 #: How far attention in bfloat16 is from float32 on normally distributed input: at most, and as a root mean square, as a
 #: share of the deviation of the values that are read, and of the outputs.
 BF16_BOUND, BF16_SHARE = 2e-2, 6e-3
@@ -101,6 +98,11 @@ def power_of_two(x: np.ndarray) -> np.ndarray:
         series = fma(series, rest, F32(factor))
     power = (shifted.view(np.uint32) << np.uint32(23)) + np.uint32(0x3F800000)
     return series * power.view(np.float32)
+
+
+def bf16_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """As `ops.attention`, with products of bfloat16 numbers."""
+    return ops._attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), False, None, bf16=True)
 
 
 def bf16_twin_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -124,7 +126,7 @@ def bf16_twin_row(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.nda
 def test_bf16_attention_equals_its_numpy_twin_bit_for_bit(width, n, m):
     rng = np.random.default_rng(width)
     q, keys, values = heads(rng, n, 4, width), heads(rng, 2, m, width), heads(rng, 2, m, width)
-    out = ops._attend(q, keys, values, False, None, bf16=True)
+    out = bf16_attention(q, keys.swapaxes(0, 1), values.swapaxes(0, 1))
     for i in {0, n // 2, n - 1}:
         for h in range(4):
             np.testing.assert_array_equal(out[i, h], bf16_twin_row(q[i, h], keys[h // 2], values[h // 2]))
@@ -136,7 +138,7 @@ def test_bf16_attention_equals_its_numpy_twin_bit_for_bit(width, n, m):
 def test_bf16_attention_is_the_references_within_its_bound(width, m):
     rng = np.random.default_rng(m)
     q, k, v = 2 * heads(rng, 70, 2, width), heads(rng, m, 2, width), heads(rng, m, 2, width)
-    wanted, ours = reference.attention(q, k, v), ops.attention(q, k, v, bf16=True)
+    wanted, ours = reference.attention(q, k, v), bf16_attention(q, k, v)
     assert np.abs(ours - wanted).max() <= BF16_BOUND
     assert np.sqrt(np.square(ours - wanted).mean() / np.square(wanted).mean()) <= BF16_SHARE
 
@@ -145,10 +147,10 @@ def test_bf16_attention_is_the_references_within_its_bound(width, m):
 def test_bf16_attention_does_not_read_padding_and_keeps_what_is_no_number_to_its_row():
     rng = np.random.default_rng(0)
     q, k, v = heads(rng, 40, 2, 72), heads(rng, 60, 2, 72), heads(rng, 60, 2, 72)
-    wanted = ops.attention(q, k[:43].copy(), v[:43].copy(), bf16=True)
+    wanted = bf16_attention(q, k[:43].copy(), v[:43].copy())
     k[43:], v[43:] = np.nan, np.inf
     q[7, 1, 3] = np.nan
-    out = ops.attention(q, k, v, key_count=43, bf16=True)
+    out = bf16_attention(q, k[:43], v[:43])
     assert np.isnan(out[7, 1]).all()
     out[7, 1] = wanted[7, 1]
     np.testing.assert_array_equal(out, wanted)
@@ -158,7 +160,7 @@ def test_bf16_attention_does_not_read_padding_and_keeps_what_is_no_number_to_its
 def test_bf16_attention_finds_one_key_among_many_by_far():
     rng = np.random.default_rng(0)
     k, v = heads(rng, 500, 2, 72), heads(rng, 500, 2, 72)
-    out = ops.attention(1e3 * k[:90], k, v, bf16=True)
+    out = bf16_attention(1e3 * k[:90], k, v)
     np.testing.assert_allclose(out, v[:90], rtol=5e-3)
 
 
@@ -166,16 +168,16 @@ def test_bf16_attention_finds_one_key_among_many_by_far():
 def test_bf16_attention_has_the_same_bytes_for_any_thread_count_and_in_any_company(threads):  # noqa: F811
     rng = np.random.default_rng(1)
     q, k, v = heads(rng, 130, 4, 72), heads(rng, 300, 4, 72), heads(rng, 300, 4, 72)
-    wanted = ops.attention(q, k, v, bf16=True)
+    wanted = bf16_attention(q, k, v)
     for count in (1, 2, 3, 4):
         threads(count)
-        assert ops.attention(q, k, v, bf16=True).tobytes() == wanted.tobytes()
+        assert bf16_attention(q, k, v).tobytes() == wanted.tobytes()
     for i in (0, 57, 129):
-        np.testing.assert_array_equal(ops.attention(q[i : i + 1], k, v, bf16=True)[0], wanted[i])
+        np.testing.assert_array_equal(bf16_attention(q[i : i + 1], k, v)[0], wanted[i])
 
 
 @needs_native
-def test_instruction_sets_without_bf16_attend_in_float32_and_refuse_anything_else():
+def test_attention_in_bf16_is_refused_where_there_is_none():
     rng = np.random.default_rng(1)
     q, k, v = heads(rng, 5, 2, 72), heads(rng, 7, 2, 72), heads(rng, 7, 2, 72)
     out = np.empty_like(q)
@@ -184,7 +186,6 @@ def test_instruction_sets_without_bf16_attend_in_float32_and_refuse_anything_els
             with pytest.raises(ValueError, match="no causal attention in bf16"):
                 ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, True, isa, True)
             continue
-        np.testing.assert_array_equal(ops.attention(q, k, v, bf16=True, isa=isa), ops.attention(q, k, v, isa=isa))
         with pytest.raises(ValueError, match=f"{isa} has no attention in bf16"):
             ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, False, isa, True)
 

@@ -1,4 +1,4 @@
-"""The float kernels against numpy: linear layers of float weights, vision in int8, norms, activations, RoPE."""
+"""The float kernels against numpy: linear layers of float weights, vision in int8 and bf16, norms, activations, RoPE."""
 
 import math
 
@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 
 from handlens.cpu import ops, reference
-from handlens.cpu.backend import CpuBackend
+from handlens.cpu.backend import CpuBackend, choose_precision
 from handlens.cpu.vision import Resampler, VisionTower
 from handlens.errors import InputError
 from handlens.gguf.blocks import Tensor
 from handlens.gguf.convert import write_projector
 from handlens.weights import find_files, load_model, open_pair
 from tests import tiny
+from tests.test_attention_kernels import bf16_attention
 from tests.test_kernels import (  # noqa: F401
     activations,
     bf16,
     fma,
     isas,
+    needs_bf16,
     needs_native,
     quantised,
     random_tensor,
@@ -41,22 +43,25 @@ def twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return total
 
 
-def int8_twin(x: np.ndarray, weight: np.ndarray, in_bf16: bool) -> np.ndarray:
-    """The same with a weight of int8 and a scale a row; x is bfloat16, or int8 in runs of two groups of 32 that share a
-    scale."""
+def int8_twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The same with a weight of int8 and a scale a row; x is int8 in runs of two groups of 32 that share a scale."""
     filled = -weight.shape[1] % 64
     x, weight = np.pad(x, ((0, 0), (0, filled))), np.pad(weight, ((0, 0), (0, filled)))
     largest = np.abs(weight).max(axis=1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest != 0)
-    codes = np.rint(weight * inverse).astype(np.int64)
-    if in_bf16:
-        return tile_product(bf16(x), codes.T.astype(np.float32)) * (largest / np.float32(127)).T
-    codes = codes.reshape(len(weight), -1, 64)
+    codes = np.rint(weight * inverse).astype(np.int64).reshape(len(weight), -1, 64)
     values, scales = quantised(x, 64)
     total = np.zeros((len(x), len(weight)), np.float32)
     for run in range(codes.shape[1]):
         total = fma((values[:, run] @ codes[:, run].T).astype(np.float32), scales[:, run, None], total)
     return total * (largest / np.float32(127)).T
+
+
+def bf16_twin(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The same with weight and x rounded to bfloat16, as the tiles of AMX sum their products."""
+    filled = -weight.shape[1] % 32
+    x, weight = np.pad(x, ((0, 0), (0, filled))), np.pad(weight, ((0, 0), (0, filled)))
+    return tile_product(bf16(x), bf16(weight).T)
 
 
 # Linear layers
@@ -83,9 +88,7 @@ def test_float_weights_as_int8_equal_their_numpy_twin_bit_for_bit(type, isa, row
     weight = ops.pack(tensor, isa, precision="int8")
     for n in (1, 2, 5, 6, 7, 13, 17, 70):
         x = activations(n, columns, seed=n)
-        np.testing.assert_array_equal(
-            ops.linear(x, weight), int8_twin(x, tensor.dequantize(), ops.multiplies_bf16(isa))
-        )
+        np.testing.assert_array_equal(ops.linear(x, weight), int8_twin(x, tensor.dequantize()))
 
 
 @needs_native
@@ -93,20 +96,71 @@ def test_float_weights_as_int8_equal_their_numpy_twin_bit_for_bit(type, isa, row
 def test_int8_weights_times_more_than_kernels_take_at_a_time_equal_the_twin_too(isa):
     tensor = float_tensor("F16", 150, 600)
     x = activations(310, 600)
-    wanted = int8_twin(x, tensor.dequantize(), ops.multiplies_bf16(isa))
-    np.testing.assert_array_equal(ops.linear(x, ops.pack(tensor, isa, "int8")), wanted)
+    np.testing.assert_array_equal(ops.linear(x, ops.pack(tensor, isa, "int8")), int8_twin(x, tensor.dequantize()))
 
 
-@needs_native
-def test_int8_weights_are_multiplied_more_exactly_in_bf16():
+@needs_bf16
+@pytest.mark.parametrize("type", [*FLOATS, "Q8_0", "Q4_K"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 256), (17, 72), (40, 588), (433, 1280)])
+def test_weights_in_bf16_equal_their_numpy_twin_bit_for_bit(type, rows, columns):
+    if type in FLOATS:
+        tensor = float_tensor(type, rows, columns)
+    else:
+        tensor = random_tensor(type, rows, -(-columns // 256) * 256)
+    weight = ops.pack(tensor, precision="bf16")
+    for n in (1, 2, 17, 33, 310):
+        x = activations(n, tensor.shape[1], seed=n)
+        np.testing.assert_array_equal(ops.linear(x, weight), bf16_twin(x, tensor.dequantize()))
+
+
+@needs_bf16
+def test_weights_in_bf16_are_far_more_exact_than_in_int8():
     tensor, x = float_tensor("F16", 100, 1152), activations(40, 1152)
     x[:, ::64] *= 30  # a run's scale has to hold its largest number
     wanted = reference.linear(x, tensor)
     errors = {
-        ops.multiplies_bf16(isa): np.square(ops.linear(x, ops.pack(tensor, isa, "int8")) - wanted).mean()
-        for isa in isas()
+        name: np.square(ops.linear(x, ops.pack(tensor, precision=name)) - wanted).mean() for name in ("int8", "bf16")
     }
-    assert errors.get(True, 0) < 0.5 * errors[False]
+    assert errors["bf16"] < 0.05 * errors["int8"]
+
+
+@needs_bf16
+def test_bf16_rows_of_what_is_no_number_keep_it_to_themselves():
+    numbers = activations(4, 70)
+    numbers[1], numbers[2, 3], numbers[3, 5] = 0, np.inf, np.nan
+    x = activations(40, 70)
+    x[7, 2], x[8, 69] = np.nan, -np.inf
+    out = ops.linear(x, ops.pack(Tensor.from_array(numbers), precision="bf16"))
+    normal = np.delete(out, [7, 8], axis=0)
+    assert (normal[:, 1] == 0).all() and np.isinf(normal[:, 2]).all() and np.isnan(normal[:, 3]).all()
+    assert np.isfinite(normal[:, 0]).all() and np.isnan(out[7]).all() and np.isinf(out[8, 0])
+
+
+@needs_bf16
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_feed_forward_in_bf16_equals_its_steps_bit_for_bit(activation):
+    n, columns, wide = 300, 88, 410
+    up, down = (
+        (ops.pack(float_tensor("F16", *shape), precision="bf16"), activations(1, shape[0])[0])
+        for shape in ((wide, columns), (columns, wide))
+    )
+    x, norm = activations(n, columns), tuple(activations(2, columns, seed=3))
+    (inner,) = ops.norm_linears(x, norm, 1e-6, up)
+    wanted = x + ops.linear(getattr(ops, activation)(inner), *down)
+    np.testing.assert_array_equal(ops.feed_forward(x, norm, 1e-6, up, activation, down), wanted)
+
+
+@needs_bf16
+def test_self_attention_in_bf16_equals_its_steps_bit_for_bit():
+    n, heads, columns = 130, 3, 72
+    q, k, v, out = (
+        (ops.pack(float_tensor("F16", columns, columns, seed), precision="bf16"), activations(1, columns, seed)[0])
+        for seed in range(4)
+    )
+    x, norm = activations(n, columns), tuple(activations(2, columns, seed=3))
+    parts = (part.reshape(n, heads, -1) for part in ops.norm_linears(x, norm, 1e-6, q, k, v))
+    wanted = x + ops.linear(bf16_attention(*parts).reshape(n, -1), *out)
+    np.testing.assert_array_equal(ops.self_attention(x, norm, 1e-6, heads, q, k, v, out), wanted)
 
 
 @needs_native
@@ -139,9 +193,11 @@ def test_steps_biases_and_residuals_in_one_call_equal_many(isa, precision):
         normed = function(x, *norm, 1e-6, isa=isa)
         np.testing.assert_array_equal(outs[0], ops.linear(normed, weight) + bias)
         np.testing.assert_array_equal(outs[1], ops.linear(normed, other))
+    back = ops.pack(float_tensor("F16", columns, rows), isa, precision), activations(1, columns)[0]
     for name in ("gelu", "gelu_tanh"):
-        wanted = residual + (ops.linear(getattr(ops, name)(x, isa=isa), weight) + bias)
-        np.testing.assert_array_equal(ops.activated_linear(x, name, (weight, bias), residual), wanted)
+        (inner,) = ops.norm_linears(x, (scale, shift), 1e-6, (weight, bias))
+        wanted = x + ops.linear(getattr(ops, name)(inner, isa=isa), *back)
+        np.testing.assert_array_equal(ops.feed_forward(x, (scale, shift), 1e-6, (weight, bias), name, back), wanted)
     close = reference.swiglu_linear(x, up, (weight.dequantize(),), residual)
     error = ops.swiglu_linear(x, up, (weight,), residual) - close
     assert np.abs(error).max() <= (0.05 if precision else 1e-5)
@@ -157,7 +213,7 @@ def test_plain_arrays_have_steps_and_residuals_too():
 
 
 @needs_native
-@pytest.mark.parametrize("precision", [None, "int8"])
+@pytest.mark.parametrize("precision", [None, "int8", pytest.param("bf16", marks=needs_bf16)])
 def test_any_thread_count_and_any_company_give_the_same_bytes(precision, threads):  # noqa: F811
     weight = ops.pack(float_tensor("F16", 333, 588), precision=precision)
     x = activations(200, 588)
@@ -233,7 +289,11 @@ def test_wrong_input_raises_at_the_boundary():
     with pytest.raises(ValueError, match="no step called 'tanh'"):
         ops.native.Step("tanh")
     with pytest.raises(ValueError, match="Q8_0 is quantised"):
-        ops.native.Packed("Q8_0", 4, 32, "scalar", True)
+        ops.native.Packed("Q8_0", 4, 32, "scalar", "int8")
+    with pytest.raises(ValueError, match="int8 or bf16, not 'int4'"):
+        ops.native.Packed("F32", 4, 32, "scalar", "int4")
+    with pytest.raises(ValueError, match="scalar multiplies no bf16"):
+        ops.native.Packed("F32", 4, 32, "scalar", "bf16")
     heads = x.reshape(2, 5, 8)
     with pytest.raises(ValueError, match=r"the cosines is \[2, 3\], but \[2, 4\]"):
         ops.rope(heads, np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
@@ -241,7 +301,7 @@ def test_wrong_input_raises_at_the_boundary():
         ops.rope(x.reshape(2, 8, 5), np.zeros((2, 2), np.float32), np.zeros((2, 2), np.float32))
 
 
-# Vision in int8
+# Vision in int8 and bf16
 
 
 def realistic_tower() -> tuple[tiny.ModelConfig, dict[str, Tensor]]:
@@ -264,7 +324,8 @@ def realistic_tower() -> tuple[tiny.ModelConfig, dict[str, Tensor]]:
 
 
 @needs_native
-def test_query_vectors_in_int8_point_where_those_of_float32_do(tmp_path):
+@pytest.mark.parametrize(("precision", "cosine"), [("int8", 0.999), pytest.param("bf16", 0.9999, marks=needs_bf16)])
+def test_query_vectors_point_where_those_of_float32_do(precision, cosine, tmp_path):
     config, official = realistic_tower()
     write_projector(tmp_path / "mmproj.gguf", config, official, "F16")
     tiny.write(tmp_path, tiny.config())
@@ -272,7 +333,7 @@ def test_query_vectors_in_int8_point_where_those_of_float32_do(tmp_path):
     config, (_, tensors), _ = open_pair(language)
     exact = {name: tensor.dequantize() for name, tensor in tensors.items()}
     packed = {
-        name: ops.pack(tensor, precision="int8")
+        name: ops.pack(tensor, precision=precision)
         if len(tensor.shape) > 1 and name not in ("v.position_embd.weight", "resampler.query")
         else tensor.dequantize()
         for name, tensor in tensors.items()
@@ -283,23 +344,37 @@ def test_query_vectors_in_int8_point_where_those_of_float32_do(tmp_path):
         patches = np.clip(smooth, -1, 1).astype(np.float32)
         vectors = []
         for weights, functions in ((exact, reference), (packed, ops)):
-            features = VisionTower(config.vision, weights, functions, bf16=True).encode(patches, size, len(patches))
+            features = VisionTower(config.vision, weights, functions).encode(patches, size, len(patches))
             vectors.append(Resampler(config.resampler, weights, functions).forward(features, size))
         wanted, ours = vectors
         norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(ours, axis=1)
-        assert ((wanted * ours).sum(axis=1) / norms).min() >= 0.999
+        assert ((wanted * ours).sum(axis=1) / norms).min() >= cosine
 
 
 @needs_native
 def test_the_vision_precision_is_chosen_where_a_model_is_loaded(monkeypatch):
     monkeypatch.delenv("HANDLENS_KERNELS", raising=False)
     layouts = {}
-    for precision in ("int8", "f32"):
+    for precision in choices():
         backend = load_model(vision_precision=precision).generator.backend
-        layouts[precision] = backend.tower.layers[0]["ffn_up"][0].packed.nbytes
+        packed = backend.tower.layers[0]["ffn_up"][0].packed
+        layouts[precision] = packed.nbytes
         assert isinstance(backend.resampler.modules["query"][0], np.ndarray)
-        assert backend.tower.bf16 == (precision == "int8")
-        assert ("bf16" in backend.vision_key) == (precision == "int8" and ops.multiplies_bf16())
+        assert packed.is_bf16 == (precision == "bf16") and precision in backend.vision_key
     assert layouts["int8"] < layouts["f32"]
-    with pytest.raises(InputError, match="vision precision is 'int4'; int8 or f32"):
+    with pytest.raises(InputError, match="vision precision is 'int4'; .*int8 or f32"):
         CpuBackend(tiny.config(), {}, {}, "int4")
+
+
+def choices() -> list[str]:
+    """The precisions that this processor has."""
+    return ["bf16", "int8", "f32"] if ops.multiplies_bf16() else ["int8", "f32"]
+
+
+@needs_native
+def test_bf16_is_the_default_where_the_processor_multiplies_it_and_refused_elsewhere(monkeypatch):
+    assert choose_precision(None, ops) == choices()[0] and choose_precision(None, reference) == "bf16"
+    monkeypatch.setenv("HANDLENS_ISA", "scalar")
+    assert choose_precision(None, ops) == "int8" and choose_precision("f32", ops) == "f32"
+    with pytest.raises(InputError, match="'bf16', which this processor does not multiply; int8 or f32 is wanted"):
+        choose_precision("bf16", ops)

@@ -29,6 +29,10 @@ needs_native = pytest.mark.skipif(
     ops.native is None and os.environ.get("HANDLENS_REQUIRE_NATIVE") != "1",
     reason="the native module was not built: pip install . with a C++ compiler",
 )
+needs_bf16 = pytest.mark.skipif(
+    ops.native is None or not any(map(ops.multiplies_bf16, ops.native.isas())),
+    reason="the processor has no AMX for bfloat16",
+)
 QUANTIZED = [name for name in BLOCKS if name not in ops.FLOAT_TYPES]
 #: The error of a linear layer against float32, root mean square as a share of the output's. It is what int8 activations
 #: cost: codes and scales are packed as they are.

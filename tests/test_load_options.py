@@ -15,6 +15,7 @@ from benchmarks.make_model import write
 from handlens.chat import load
 from handlens.cli import run
 from handlens.cpu import ops
+from handlens.cpu.backend import choose_precision
 from handlens.cpu.threads import thread_count
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import InputError, ModelFileError
@@ -83,12 +84,13 @@ def test_thread_counts_that_make_no_sense_are_refused(tiny_model, count):
 
 @pytest.mark.skipif(ops.native is None, reason="numpy always computes in float32")
 def test_the_vision_precision_is_that_which_was_asked_for(tiny_model):
-    exact, small, default = (
-        vectors(load(tiny_model.model, tiny_model.mmproj, **options))
-        for options in ({"vision_precision": "f32"}, {"vision_precision": "int8"}, {})
-    )
-    assert (exact != small).any()
-    np.testing.assert_array_equal(small, default)
+    usual = choose_precision(None, ops)
+    seen = {
+        precision: vectors(load(tiny_model.model, tiny_model.mmproj, vision_precision=precision))
+        for precision in ("f32", "int8", usual, None)
+    }
+    assert (seen["f32"] != seen["int8"]).any() and (seen["f32"] != seen[usual]).any()
+    np.testing.assert_array_equal(seen[None], seen[usual])
 
 
 @pytest.mark.parametrize(

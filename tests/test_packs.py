@@ -57,8 +57,10 @@ def bytes_of(weights: dict[str, ops.PackedWeight]) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("isa", isas())
-@pytest.mark.parametrize("precision", [None, "int8", "f32"])
+@pytest.mark.parametrize("precision", [None, "bf16", "int8", "f32"])
 def test_the_next_start_maps_the_same_weights(model, folder, isa, precision, monkeypatch):
+    if precision == "bf16" and not ops.multiplies_bf16(isa):
+        pytest.skip(f"{isa} multiplies no bf16")
     monkeypatch.setenv(ops.ISA_VARIABLE, isa)
     first = PackStore(folder, [model]).pack("language", tensors(), precision)
     again = PackStore(folder, [model]).pack("language", tensors(), precision)
@@ -143,14 +145,16 @@ def test_small_models_are_packed_each_time(model, folder, monkeypatch):
     assert not list(folder.iterdir())
 
 
-@pytest.mark.parametrize("options", [{}, {"low_memory": True}])
+@pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"vision_precision": "int8"}])
 def test_a_model_answers_the_same_from_kept_weights(tiny_model, folder, options):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8))
     messages = [{"role": "user", "content": [image, "What?"]}]
-    wanted = load(tiny_model.model, tiny_model.mmproj).reply(messages, GREEDY)
+    wanted = load(tiny_model.model, tiny_model.mmproj, **options).reply(messages, GREEDY)
     for kept in (False, True):
         chat = load(tiny_model.model, tiny_model.mmproj, cache_dir=folder, **options)
         assert chat.reply(messages, GREEDY) == wanted
         assert is_mapped(chat.generator.backend.llama.output) == kept
-        assert is_mapped(chat.generator.backend.resampler.modules["proj"][0]) == (kept or bool(options))
-    assert len(list(folder.glob("*.packed"))) == 3  # language, vision, and the matrices of vision that stay floats
+        assert is_mapped(chat.generator.backend.resampler.modules["proj"][0]) == (kept or "low_memory" in options)
+    # Language and vision, and in int8 the matrices of vision that stay floats.
+    in_int8 = chat.generator.backend.vision_precision == "int8"
+    assert len(list(folder.glob("*.packed"))) == 2 + in_int8

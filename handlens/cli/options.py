@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 PositionMode = StrEnum("PositionMode", [(mode, mode) for mode in POSITION_MODES])
 Backend = StrEnum("Backend", [(name, name) for name in ("cpu", "torch")])  # those of `weights`, which loads numpy
-VisionPrecision = StrEnum("VisionPrecision", [(name, name) for name in ("int8", "f32")])  # those of `cpu.backend`
+VisionPrecision = StrEnum(
+    "VisionPrecision", [(name, name) for name in ("bf16", "int8", "f32")]
+)  # those of `cpu.backend`
 
 
 @dataclass
@@ -88,7 +90,8 @@ class ModelOptions:
         VisionPrecision | None,
         typer.Option(
             metavar="|".join(VisionPrecision),
-            help="What the vision tower computes in. Default: int8; the shipped model f32.",
+            help="What the vision tower computes in. Default: bf16 where the processor has it (AMX), else int8; the shipped "
+            "model f32.",
         ),
     ] = None
     low_memory: Annotated[

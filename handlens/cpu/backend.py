@@ -34,16 +34,15 @@ TABLES = ("token_embd.weight", "v.position_embd.weight", "resampler.query", "res
 #: Float matrices that stay floats in int8 as well: what they compute chooses places, and a trained model may choose
 #: sharply, so that int8 with a scale a row changes what it sees (tests/test_default_model.py).
 EXACT = ("resampler.attn.q.weight", "resampler.attn.k.weight")
-#: What the vision tower and the resampler compute in: int8 with float32 totals (see `ops.pack`), times bfloat16 and
-#: with the tower's attention in it where the processor can (see `ops.multiplies_bf16`); or float32.
-VISION_PRECISIONS = ("int8", "f32")
+#: What the vision tower and the resampler compute in: bfloat16, matrices and the tower's attention, where the processor
+#: can (`ops.multiplies_bf16`); int8 with float32 totals (see `ops.pack`); or float32.
+VISION_PRECISIONS = ("bf16", "int8", "f32")
 
 
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
     GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
-    `vision_precision` is one of VISION_PRECISIONS, by default the family's; numpy always computes in float32. With
-    `low_memory` the vision side is in memory only while images are encoded. `packs` keeps packed weights for the next
+    `vision_precision` is one of VISION_PRECISIONS (see `choose_precision`). With `low_memory` the vision side is in memory only while images are encoded. `packs` keeps packed weights for the next
     start."""
 
     def __init__(
@@ -55,15 +54,11 @@ class CpuBackend:
         low_memory: bool = False,
         packs: PackStore | None = None,
     ):
-        if vision_precision is None:
-            vision_precision = config.family.vision_precision
-        if vision_precision not in VISION_PRECISIONS:
-            raise InputError(f"the vision precision is {vision_precision!r}; int8 or f32 is wanted")
         self.config = config
         self.arithmetic = choose_arithmetic()
+        self.vision_precision = choose_precision(vision_precision or config.family.vision_precision, self.arithmetic)
         self.llama = Llama(config.llm, _in_memory("language", language, self.arithmetic, packs=packs), self.arithmetic)
         self.row_independent = _is_row_independent(self.llama)
-        self.vision_precision = vision_precision
         self.low_memory = low_memory
         self._vision = vision
         self._packs = packs
@@ -79,7 +74,7 @@ class CpuBackend:
         with self._lock:
             if self._eyes is None and self.config.vision is not None:
                 weights = _in_memory("vision", self._vision, self.arithmetic, self.vision_precision, self._packs)
-                tower = VisionTower(self.config.vision, weights, self.arithmetic, bf16=self.vision_precision == "int8")
+                tower = VisionTower(self.config.vision, weights, self.arithmetic)
                 self._eyes = tower, Resampler(self.config.resampler, weights, self.arithmetic)
             return self._eyes
 
@@ -101,10 +96,8 @@ class CpuBackend:
             digest.update(f"{name} {tensor.type} {tensor.shape}\n".encode())
             digest.update(np.ascontiguousarray(tensor.data))
             let_go(tensor.data)
-        activations = "times bf16" if self.arithmetic is ops and ops.multiplies_bf16() else "in runs of 64"
-        precision = {"int8": f"int8 {activations}, keys exact", "f32": "f32"}[self.vision_precision]
-        precision = precision if self.arithmetic is ops else "numpy"
-        return f"{digest.hexdigest()} {precision}"
+        how = {"bf16": "bf16", "int8": "int8 in runs of 64, keys exact", "f32": "f32"}[self.vision_precision]
+        return f"{digest.hexdigest()} {how if self.arithmetic is ops else 'numpy'}"
 
     def encode(self, images: Sequence[SlicedImage], longest: int, progress: Progress | None = None) -> list[np.ndarray]:
         """The vectors [slices * Q, D] of each image; progress is told after each slice."""
@@ -181,6 +174,17 @@ def choose_arithmetic() -> ModuleType:
     if wanted not in ("on", "off"):
         raise InputError(f"{KERNELS_VARIABLE} is {wanted!r}; on and off are wanted")
     return ops if ops.native and wanted == "on" else reference
+
+
+def choose_precision(wanted: str | None, arithmetic: ModuleType) -> str:
+    """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it and int8
+    where it does not. numpy computes in float32 whatever is chosen."""
+    has_bf16 = arithmetic is not ops or ops.multiplies_bf16()
+    usable = [name for name in VISION_PRECISIONS if name != "bf16" or has_bf16]
+    if (wanted or usable[0]) not in usable:
+        why = "" if wanted not in VISION_PRECISIONS else ", which this processor does not multiply"
+        raise InputError(f"the vision precision is {wanted!r}{why}; {' or '.join(usable)} is wanted")
+    return wanted or usable[0]
 
 
 def describe_arithmetic() -> str:

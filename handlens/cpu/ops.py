@@ -2,11 +2,10 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-(or 64) and sum integers; everything else computes in float32. Where an instruction set multiplies bfloat16
-(`multiplies_bf16`), activations of float weights that were packed as int8 are rounded to that instead. How far results
-are from the reference's is stated and held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and
-`tests/test_attention_kernels.py`. They have the same bits for any thread count and, but for what is bfloat16, on every
-instruction set.
+(or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it; everything else computes
+in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
+`tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits for any thread count and, but
+for what is bfloat16, on every instruction set.
 """
 
 import math
@@ -72,7 +71,8 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
     that were packed are given up, so that a model is not in memory twice.
 
     By default the type decides: float numbers are multiplied in float32, quantised ones in int8. With the precision
-    "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32.
+    "int8" float numbers become int8 with a scale a row, with "f32" quantised ones become float32, and with "bf16" all
+    become bfloat16, which only some instruction sets multiply (`multiplies_bf16`).
     """
     _start()
     packed = native.Packed(*packed_form(tensor, isa, precision))
@@ -84,10 +84,14 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
 
 
 def packed_form(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> tuple:
-    """How `pack` packs a tensor: type of numbers, rows, columns, instruction set, whether floats become int8."""
-    type = "F32" if precision == "f32" and tensor.type not in FLOAT_TYPES else tensor.type
-    int8 = precision == "int8" and tensor.type in FLOAT_TYPES
-    return type, tensor.shape[0], math.prod(tensor.shape[1:]), isa or chosen_isa(), int8
+    """How `pack` packs a tensor: type of numbers, rows, columns, instruction set, what numbers become if not their own."""
+    type = "F32" if _becomes_floats(tensor, precision) else tensor.type
+    becomes = precision if precision == "bf16" or (precision == "int8" and tensor.type in FLOAT_TYPES) else ""
+    return type, tensor.shape[0], math.prod(tensor.shape[1:]), isa or chosen_isa(), becomes
+
+
+def _becomes_floats(tensor: Tensor, precision: str | None) -> bool:
+    return precision in ("bf16", "f32") and tensor.type not in FLOAT_TYPES
 
 
 def is_packed_as(weight: PackedWeight, start: int, precision: str | None = None) -> bool:
@@ -99,7 +103,7 @@ def _rows(tensor: Tensor, start: int, stop: int, precision: str | None) -> tuple
     """Rows of a tensor as `Packed.fill` takes them."""
     each = _file_rows(tensor)
     data = tensor.data[start * each : stop * each]
-    if precision == "f32" and tensor.type not in FLOAT_TYPES:
+    if _becomes_floats(tensor, precision):
         return BLOCKS[tensor.type].dequantize(data).view(np.uint8), start, None
     grid = GRIDS[tensor.type]().astype(np.uint8) if tensor.type in GRIDS else None
     return np.ascontiguousarray(data).reshape(-1, tensor.data.shape[1] * each), start, grid
@@ -127,9 +131,34 @@ def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list
     return _linears(x, layers, step=_norm(*norm, eps=eps))
 
 
-def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
-    """The residual plus x through `gelu` or `gelu_tanh` and a linear layer."""
-    return _linears(x, (layer,), residual, native.Step(activation))[0]
+def self_attention(
+    x: np.ndarray, norm: tuple, eps: float, heads: int, query: tuple, key: tuple, value: tuple, out: tuple
+) -> np.ndarray:
+    """x [n, D] plus what attention among its rows makes of it, as `reference.self_attention`. With weights in bfloat16 the
+    attention is in it too, it takes one call and x is overwritten: fresh memory takes a while to get."""
+    layers = query, key, value, out
+    if not _all_bf16(*layers):
+        q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, query, key, value))
+        return linear(attention(q, k, v).reshape(len(x), -1), *out, residual=x)
+    weights, biases = zip(*layers, strict=True)
+    native.self_attention(x, x, _norm(*norm, eps=eps), [weight.packed for weight in weights], list(biases), heads)
+    return x
+
+
+def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: str, down: tuple) -> np.ndarray:
+    """x [n, D] plus what two linear layers make of it, as `reference.feed_forward`. With weights in bfloat16 it takes one
+    call, what is between them is rounded to bfloat16 at once, as the second would do, and x is overwritten."""
+    if not _all_bf16(up, down):
+        (inner,) = norm_linears(x, norm, eps, up)
+        return _linears(inner, (down,), x, native.Step(activation))[0]
+    (wide, wide_bias), (narrow, narrow_bias) = up, down
+    step = native.Step(activation)
+    native.feed_forward(x, x, _norm(*norm, eps=eps), wide.packed, wide_bias, step, narrow.packed, narrow_bias)
+    return x
+
+
+def _all_bf16(*layers: tuple) -> bool:
+    return all(isinstance(layer[0], PackedWeight) and layer[0].packed.is_bf16 for layer in layers)
 
 
 def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
@@ -172,18 +201,10 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, isa: str | None = None
 
 
 def attention(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    key_count: int | None = None,
-    bf16: bool = False,
-    isa: str | None = None,
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None, isa: str | None = None
 ) -> np.ndarray:
-    """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d], of which the first count.
-
-    With `bf16` the products are those of bfloat16 numbers where the instruction set can multiply them
-    (`multiplies_bf16`), and float32 elsewhere."""
-    return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa, bf16)
+    """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d], of which the first count."""
+    return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa)
 
 
 def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None) -> np.ndarray:
@@ -226,7 +247,7 @@ def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.nda
 
 
 def multiplies_bf16(isa: str | None = None) -> bool:
-    """Whether what int8 weights of float matrices are multiplied with is bfloat16, and `attention` can be."""
+    """Whether weights can be packed in bfloat16, and `attention` multiply in it."""
     return native.multiplies_bf16(isa or chosen_isa())
 
 
@@ -234,8 +255,7 @@ def _attend(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None, bf16: bool = False
 ) -> np.ndarray:
     out = np.empty(q.shape, np.float32)
-    isa = isa or chosen_isa()
-    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa, bf16 and multiplies_bf16(isa))
+    native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or chosen_isa(), bf16)
     return out
 
 

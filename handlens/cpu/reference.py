@@ -57,15 +57,24 @@ def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
 def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
     """x, normalised, through several linear layers; norm is (weight, bias) for a layer norm, (weight,) for an RMS norm.
 
-    This function and the two below stand for one call each, so that kernels need not go through memory in between.
+    This function and the three below stand for one call each, so that kernels need not go through memory in between.
     """
     normalise = layer_norm if len(norm) == 2 else rms_norm
     return linears(normalise(x, *norm, eps), *layers)
 
 
-def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
-    """The residual plus x through `gelu` or `gelu_tanh` and a linear layer."""
-    return linear({"gelu": gelu, "gelu_tanh": gelu_tanh}[activation](x), *layer, residual=residual)
+def self_attention(
+    x: np.ndarray, norm: tuple, eps: float, heads: int, query: tuple, key: tuple, value: tuple, out: tuple
+) -> np.ndarray:
+    """x [n, D] plus what attention among its rows, normalised, makes of it; the last four are linear layers."""
+    q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, query, key, value))
+    return linear(attention(q, k, v).reshape(len(x), -1), *out, residual=x)
+
+
+def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: str, down: tuple) -> np.ndarray:
+    """x [n, D] plus x, normalised, through one linear layer, `gelu` or `gelu_tanh`, and another linear layer."""
+    (inner,) = norm_linears(x, norm, eps, up)
+    return linear({"gelu": gelu, "gelu_tanh": gelu_tanh}[activation](inner), *down, residual=x)
 
 
 def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
@@ -165,13 +174,10 @@ def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     return out
 
 
-def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None, bf16: bool = False
-) -> np.ndarray:
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None = None) -> np.ndarray:
     """What each query reads from all keys [n, H, d]: q [n, H, d], k and v [m, H, d].
 
-    With `key_count` only the first keys count; the rest is padding. `bf16` allows products of bfloat16 numbers where
-    they are faster, which they are not here.
+    With `key_count` only the first keys count; the rest is padding.
     """
     return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), causal=False)
 

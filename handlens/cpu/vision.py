@@ -21,16 +21,12 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 
 
 class VisionTower:
-    """The vision transformer. `weights` holds arrays or quantised tensors by name, `ops` the functions that compute;
-    `bf16` allows attention with products of bfloat16 numbers."""
+    """The vision transformer. `weights` holds arrays or quantised tensors by name, `ops` the functions that compute."""
 
-    def __init__(
-        self, config: VisionConfig, weights: Mapping[str, reference.Weight], ops=reference, bf16: bool = False
-    ):
+    def __init__(self, config: VisionConfig, weights: Mapping[str, reference.Weight], ops=reference):
         _check_heads("vision tower", config.hidden_size, config.num_attention_heads)
         self.config = config
         self.ops = ops
-        self.bf16 = bf16
         width, patch = config.hidden_size, config.patch_size
         table = {"position_embd.weight": (config.position_side**2, width)}
         ends = _with_bias({"patch_embd": (width, 3, patch, patch), "post_ln": (width,)}) | table
@@ -90,14 +86,11 @@ class VisionTower:
         return self.ops.patch_embed(patches, *self.ends["patch_embd"]) + self.ops.embedding(position_ids, table)
 
     def layer(self, x: np.ndarray, index: int) -> np.ndarray:
-        """x [L, D] after one layer."""
+        """x [L, D] after one layer; x itself may be overwritten."""
         ops, w, eps = self.ops, self.layers[index], self.config.layer_norm_eps
-        heads = len(x), self.config.num_attention_heads, -1
-        q, k, v = ops.norm_linears(x, w["ln1"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
-        read = ops.attention(q.reshape(heads), k.reshape(heads), v.reshape(heads), bf16=self.bf16)  # [L, H, d]
-        x = ops.linear(read.reshape(len(x), -1), *w["attn_out"], residual=x)
-        (inner,) = ops.norm_linears(x, w["ln2"], eps, w["ffn_up"])
-        return ops.activated_linear(inner, ACTIVATIONS[self.config.hidden_act], w["ffn_down"], residual=x)
+        attended = w["attn_q"], w["attn_k"], w["attn_v"], w["attn_out"]
+        x = ops.self_attention(x, w["ln1"], eps, self.config.num_attention_heads, *attended)
+        return ops.feed_forward(x, w["ln2"], eps, w["ffn_up"], ACTIVATIONS[self.config.hidden_act], w["ffn_down"])
 
     def post_norm(self, x: np.ndarray) -> np.ndarray:
         """The features [L, D] from the output of the last layer."""
