@@ -7,7 +7,8 @@ Both sides run the tower of MiniCPM-Llama3-V 2.5 (SigLIP-400M, 448 x 448 pixels,
 transformers' module, which NNCF quantises to int8 (weights and activations, as it does for transformers) and OpenVINO
 compiles for latency, and our kernels in the precision that is the default here. A round runs one after the other, so
 other work on the machine slows both; the ratio is the median of the rounds'. With fewer layers than 27 both towers are
-cut alike. What a machine without AMX does: `HANDLENS_ISA=avx512vnni ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` before the command, for the two sides.
+cut alike. What a machine without AMX does: `HANDLENS_ISA=avx512vnni ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI` before the
+command, for the two sides.
 """
 
 import argparse

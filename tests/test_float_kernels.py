@@ -1,4 +1,4 @@
-"""The float kernels against numpy: linear layers of float weights, vision in int8 and bf16, norms, activations, RoPE."""
+"""Float kernels against numpy: linear layers of float weights, norms, activations, RoPE, vision in int8 and bf16."""
 
 import math
 

@@ -42,8 +42,8 @@ VISION_PRECISIONS = ("bf16", "int8", "f32")
 class CpuBackend:
     """Implements `backend.Backend` with the kernels or in numpy. `language` and `vision` are tensors by the names of
     GGUF files, with the vision tower's ffn names in their natural roles (see `gguf.names.fix_ffn_names`).
-    `vision_precision` is one of VISION_PRECISIONS (see `choose_precision`). With `low_memory` the vision side is in memory only while images are encoded. `packs` keeps packed weights for the next
-    start."""
+    `vision_precision` is one of VISION_PRECISIONS (see `choose_precision`). With `low_memory` the vision side is in
+    memory only while images are encoded. `packs` keeps packed weights for the next start."""
 
     def __init__(
         self,
@@ -177,8 +177,8 @@ def choose_arithmetic() -> ModuleType:
 
 
 def choose_precision(wanted: str | None, arithmetic: ModuleType) -> str:
-    """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it and int8
-    where it does not. numpy computes in float32 whatever is chosen."""
+    """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it and
+    int8 where it does not. numpy computes in float32 whatever is chosen."""
     has_bf16 = arithmetic is not ops or ops.multiplies_bf16()
     usable = [name for name in VISION_PRECISIONS if name != "bf16" or has_bf16]
     if (wanted or usable[0]) not in usable:
