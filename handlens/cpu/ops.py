@@ -2,10 +2,10 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-(or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it; everything else computes
-in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
-`tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits for any thread count and, but
-for what is bfloat16, on every instruction set.
+(or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it; everything else
+computes in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
+`tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits for any thread count and,
+but for what is bfloat16, on every instruction set.
 """
 
 import math
@@ -84,7 +84,8 @@ def pack(tensor: Tensor, isa: str | None = None, precision: str | None = None) -
 
 
 def packed_form(tensor: Tensor, isa: str | None = None, precision: str | None = None) -> tuple:
-    """How `pack` packs a tensor: type of numbers, rows, columns, instruction set, what numbers become if not their own."""
+    """How `pack` packs a tensor: type of numbers, rows, columns, instruction set, what numbers become if not their
+    own."""
     type = "F32" if _becomes_floats(tensor, precision) else tensor.type
     becomes = precision if precision == "bf16" or (precision == "int8" and tensor.type in FLOAT_TYPES) else ""
     return type, tensor.shape[0], math.prod(tensor.shape[1:]), isa or chosen_isa(), becomes
@@ -134,8 +135,8 @@ def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list
 def self_attention(
     x: np.ndarray, norm: tuple, eps: float, heads: int, query: tuple, key: tuple, value: tuple, out: tuple
 ) -> np.ndarray:
-    """x [n, D] plus what attention among its rows makes of it, as `reference.self_attention`. With weights in bfloat16 the
-    attention is in it too, it takes one call and x is overwritten: fresh memory takes a while to get."""
+    """x [n, D] plus what attention among its rows makes of it, as `reference.self_attention`. With weights in bfloat16
+    the attention is in it too, it takes one call and x is overwritten: fresh memory takes a while to get."""
     layers = query, key, value, out
     if not _all_bf16(*layers):
         q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, query, key, value))
@@ -146,8 +147,8 @@ def self_attention(
 
 
 def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: str, down: tuple) -> np.ndarray:
-    """x [n, D] plus what two linear layers make of it, as `reference.feed_forward`. With weights in bfloat16 it takes one
-    call, what is between them is rounded to bfloat16 at once, as the second would do, and x is overwritten."""
+    """x [n, D] plus what two linear layers make of it, as `reference.feed_forward`. With weights in bfloat16 it takes
+    one call, what is between them is rounded to bfloat16 at once, as the second would do, and x is overwritten."""
     if not _all_bf16(up, down):
         (inner,) = norm_linears(x, norm, eps, up)
         return _linears(inner, (down,), x, native.Step(activation))[0]
