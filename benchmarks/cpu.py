@@ -21,7 +21,7 @@ import numpy as np
 from handlens.cpu import ops, reference
 from handlens.cpu.threads import thread_count
 from handlens.gguf.blocks import BLOCKS, Tensor
-from handlens.measure import machine_limits, seconds
+from handlens.measure import READ_BYTES, READ_PASSES, machine_limits, seconds
 
 #: Types, and where in a block their float16 scales lie.
 TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,), "Q8_0": (0,)}
@@ -48,14 +48,17 @@ def main() -> None:
     limits, lines = [], []
     for name in TYPES:
         tensors = random_layer(name)
-        weights = [[ops.pack(tensor, args.isa) for tensor in tensors_of_call] for tensors_of_call in tensors]
         ops.native.set_threads(args.threads)
-        nbytes = sum(weight.packed.nbytes for call in weights for weight in call)
-        decode, prefill = layer_calls(weights, 1), layer_calls(weights, PREFILL)
+        layers = [packed(tensors, args.isa)]
+        nbytes = sum(weight.packed.nbytes for call in layers[0] for weight in call)
+        # As many bytes as the limit was measured with, or caches would hold some of them.
+        layers += [packed(tensors, args.isa) for _ in range(READ_BYTES // nbytes)]
+        decode = [call for weights in layers for call in layer_calls(weights, 1)]
+        prefill = layer_calls(layers[0], PREFILL)
         rounds = []
         for _ in range(args.rounds):
             limits.append(machine_limits(args.isa))
-            decoded = nbytes / seconds(run, decode, ops.linears)
+            decoded = nbytes * len(layers) / min(seconds(run, decode, ops.linears) for _ in range(READ_PASSES))
             read = operations() / seconds(run, prefill, ops.linears)
             rounds.append((decoded, decoded / limits[-1].read, read, read / limits[-1].integer))
         lines.append((name, *np.median(rounds, axis=0), *([] if args.no_numpy else numpy_rates(tensors, nbytes))))
@@ -76,6 +79,10 @@ def random_layer(name: str) -> list[list[Tensor]]:
         return Tensor(name, (rows, columns), data.reshape(rows, -1))
 
     return [[matrix(rows, columns) for rows in call] for call, columns in LAYER]
+
+
+def packed(tensors: list[list[Tensor]], isa: str) -> list[list[ops.PackedWeight]]:
+    return [[ops.pack(tensor, isa) for tensor in tensors_of_call] for tensors_of_call in tensors]
 
 
 def layer_calls(weights: list[list], n: int) -> Calls:

@@ -12,7 +12,7 @@
 namespace handlens {
 namespace {
 
-constexpr size_t kAhead = 1024;  // bytes of codes that are fetched ahead where one token waits for them
+constexpr size_t kAhead = 512;  // bytes of codes, or scales, that are fetched ahead where one token waits for them
 constexpr int kMaxTokens = 6;  // 6 tokens x 2 blocks: 12 integer and 12 float totals of the 32 registers
 
 __m512i four_values(const int8_t* at) {
@@ -43,10 +43,22 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
         }
     for (size_t g = 0; g < groups; g += run_of(L)) {
-        if constexpr (T == 1)
+        if constexpr (T == 1) {
+            // Behind the last column of a block come those of a block that was read already: the next one is B further on.
+            const size_t ahead = g * kGroupBytes + kAhead, skipped = ahead < next_codes ? 0 : (B - 1) * next_codes;
             for (int b = 0; b < B; b++)
                 for (size_t line = 0; line < kGroupBytes * run_of(L); line += 64)
-                    __builtin_prefetch(codes + b * next_codes + g * kGroupBytes + line + kAhead);
+                    __builtin_prefetch(codes + b * next_codes + ahead + skipped + line);
+            // Scales and minima of many bytes are worth it too.
+            if constexpr (kForm.scales == Scales::minima || kForm.scales == Scales::factors) {
+                constexpr size_t kRunBytes = kRows * row_scale_bytes(L);
+                const size_t scale = g / scale_groups(L) * kRunBytes + kAhead;
+                if (g % scale_groups(L) == 0)
+                    for (int b = 0; b < B; b++)
+                        for (size_t line = 0; line < kRunBytes; line += 64)
+                            __builtin_prefetch(scales + b * next_scales + scale + line);
+            }
+        }
         for (int part = 0; part < kParts; part++) {
             __m512i dot[T][B];
             for (int t = 0; t < T; t++) {
@@ -117,14 +129,10 @@ void tiles(const Weights& w, const Activations& x, size_t block, size_t token, s
 
 template <Layout L>
 void multiply_layout(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
-    size_t block = blocks.first;
-    // One token has registers to spare: four blocks at once hide the latency of the dot products.
-    if (rows.last - rows.first == 1)
-        for (; block + 4 <= blocks.last; block += 4) tile<L, 1, 4>(w, x, block, rows.first, out);
     // A tile's activations stay in the first cache while the blocks pass by, the blocks in the second.
     for (size_t row = rows.first; row < rows.last; row += kMaxTokens) {
         const size_t last = std::min(row + kMaxTokens, rows.last);
-        size_t at = block;
+        size_t at = blocks.first;
         for (; at + 2 <= blocks.last; at += 2) tiles<L, kMaxTokens, 2>(w, x, at, row, last, out);
         for (; at < blocks.last; at++) tiles<L, kMaxTokens, 1>(w, x, at, row, last, out);
     }

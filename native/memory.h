@@ -1,9 +1,11 @@
 // Memory of the kernels.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <new>
 
 #ifdef __linux__
@@ -30,6 +32,26 @@ inline Aligned allocate(size_t bytes) {
     if (alignment == kLargePage) madvise(memory.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
     return memory;
+}
+
+// Memory for weights, one matrix behind the other in regions that they share: a region of each matrix's own would end in
+// small pages, a tenth of some matrices. A region is given back with the last of its matrices; what is not used of it is
+// never touched and takes no memory.
+inline std::shared_ptr<uint8_t[]> allocate_shared(size_t bytes) {
+    constexpr size_t kRegion = size_t{256} << 20;
+    static std::mutex mutex;
+    static std::weak_ptr<uint8_t[]> newest;
+    static size_t used = 0;
+    const std::lock_guard lock(mutex);
+    std::shared_ptr<uint8_t[]> region = newest.lock();
+    if (!region || kRegion - used < bytes) {
+        region = allocate(std::max(bytes, kRegion));
+        newest = region;
+        used = 0;
+    }
+    const std::shared_ptr<uint8_t[]> part(region, region.get() + used);
+    used = std::min(kRegion, used + (bytes + kAlignment - 1) / kAlignment * kAlignment);
+    return part;
 }
 
 }  // namespace handlens

@@ -36,8 +36,9 @@ using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device:
 using BlocksOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Memory = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon.
-constexpr size_t kBlocks = 8;
+// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon. Few rows
+// wait for the weights, and long runs of memory come faster.
+constexpr size_t kBlocks = 8, kBlocksOfFew = 32, kFewRows = 6;
 constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
@@ -48,7 +49,7 @@ struct Packed {
     const Source* source;
     Weights weights;
     size_t scales_at, nbytes;
-    Aligned owned;
+    std::shared_ptr<uint8_t[]> owned;
     std::optional<Memory> given;
 };
 
@@ -102,7 +103,7 @@ Packed packed_in(Packed packed, std::optional<Memory> memory) {
         throw nb::value_error(("packed " + std::string(packed.source->type) + " takes " + std::to_string(packed.nbytes) +
                                " bytes that begin at a multiple of 64; " + std::to_string(memory->shape(0)) +
                                " were given").c_str());
-    if (!memory) packed.owned = allocate(packed.nbytes);
+    if (!memory) packed.owned = allocate_shared(packed.nbytes);
     packed.weights.codes = memory ? memory->data() : packed.owned.get();
     packed.weights.scales = packed.weights.codes + packed.scales_at;
     packed.given = std::move(memory);
@@ -339,29 +340,35 @@ Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& want
 class Share {
 public:
     // In whole tiles of every instruction set.
-    Share(const Kernels& kernels, size_t rows, size_t blocks) : Share(rows, blocks, kernels.rows, 48, kBlocks) {}
-    Share(const Bf16Linear& linear, size_t rows, size_t blocks) : Share(rows, blocks, linear.rows, 32, linear.blocks) {
-        // Large tasks are the fastest, as long as there is something to do for every thread until the end.
-        constexpr size_t kEach = 3, kFewest = 6;
-        while (blocks_each_ > kFewest && tasks() < kEach * Pool::get().threads()) blocks_each_ /= 2;
-    }
+    Share(const Kernels& kernels, size_t rows, size_t blocks)
+        : Share(rows, blocks, kernels.rows, 48, rows <= kFewRows ? kBlocksOfFew : kBlocks, kBlocks) {}
+    Share(const Bf16Linear& linear, size_t rows, size_t blocks)
+        : Share(rows, blocks, linear.rows, 32, linear.blocks, linear.blocks / 8) {}
 
-    size_t tasks() const { return runs() * ((blocks_ + blocks_each_ - 1) / blocks_each_); }
+    size_t tasks() const { return runs() * (large_ + (blocks_ - large_ * most_blocks_ + few_blocks_ - 1) / few_blocks_); }
     // Tasks that follow one another share their weights.
-    Range rows(size_t task) const { return part(task % runs(), rows_each_, rows_); }
-    Range blocks(size_t task) const { return part(task / runs(), blocks_each_, blocks_); }
+    Range rows(size_t task) const { return {task % runs() * run_, std::min((task % runs() + 1) * run_, rows_)}; }
+    Range blocks(size_t task) const {
+        const size_t i = task / runs();
+        if (i < large_) return {i * most_blocks_, (i + 1) * most_blocks_};
+        const size_t first = large_ * most_blocks_ + (i - large_) * few_blocks_;
+        return {first, std::min(first + few_blocks_, blocks_)};
+    }
 
 private:
-    // As many rows as a task may have, shared out evenly in whole tiles.
-    Share(size_t rows, size_t blocks, size_t most_rows, size_t tile, size_t blocks_each)
-        : rows_(rows), blocks_(blocks), blocks_each_(blocks_each) {
+    // As many rows as a task may have, shared out evenly in whole tiles. Tasks of many blocks come first, then those of few,
+    // so that all threads are done at about the same time.
+    Share(size_t rows, size_t blocks, size_t most_rows, size_t tile, size_t most_blocks, size_t few_blocks)
+        : rows_(rows), blocks_(blocks), most_blocks_(most_blocks), few_blocks_(few_blocks) {
         const size_t count = std::max<size_t>((rows + most_rows - 1) / most_rows, 1);
-        rows_each_ = std::max<size_t>((rows + count * tile - 1) / (count * tile), 1) * tile;
+        run_ = std::max<size_t>((rows + count * tile - 1) / (count * tile), 1) * tile;
+        constexpr size_t kEach = 3;
+        while (most_blocks_ > few_blocks_ && blocks * runs() < kEach * Pool::get().threads() * most_blocks_) most_blocks_ /= 2;
+        large_ = (blocks - blocks / 4) / most_blocks_;
     }
-    size_t runs() const { return (rows_ + rows_each_ - 1) / rows_each_; }
-    static Range part(size_t i, size_t each, size_t end) { return {i * each, std::min((i + 1) * each, end)}; }
+    size_t runs() const { return (rows_ + run_ - 1) / run_; }
 
-    size_t rows_, rows_each_, blocks_, blocks_each_;
+    size_t rows_, run_, blocks_, most_blocks_, few_blocks_, large_;
 };
 
 // One linear layer of a call.
