@@ -90,10 +90,11 @@ void pack(const Attention& a, size_t task, uint8_t* packed) {
     uint16_t* keys = reinterpret_cast<uint16_t*>(packed) + head * sizes.head();
     uint16_t* values = keys + sizes.keys * sizes.depth;
     const auto there = [&](size_t key, size_t most) { return std::min(most, a.key_count - std::min(key, a.key_count)); };
+    const auto *of_keys = static_cast<const float*>(a.keys), *of_values = static_cast<const float*>(a.values);
     for (size_t key = first; key < last; key += kTile)
-        pack_keys(a, a.keys + head * a.key_head + key * a.key_step, there(key, kTile), keys + key * sizes.depth);
+        pack_keys(a, of_keys + head * a.key_head + key * a.key_step, there(key, kTile), keys + key * sizes.depth);
     for (size_t key = first; key < last; key += kDepth)
-        pack_values(a, a.values + head * a.value_head + key * a.value_step, there(key, kDepth), values + key * sizes.width);
+        pack_values(a, of_values + head * a.value_head + key * a.value_step, there(key, kDepth), values + key * sizes.width);
 }
 
 // 2^x for x <= 0: at least 2^-126, and no number where x is none.

@@ -128,7 +128,10 @@ void prepare(const Step& step, const float* x, const float* second, size_t colum
     }
 }
 
-void attend(const Attention& attention, size_t task, float* scratch) { AttentionBlock(attention, task, scratch).run(); }
+void attend(const Attention& attention, size_t task, float* scratch) {
+    if (attention.half) return AttentionBlock<Half>(attention, task, scratch).run();
+    AttentionBlock<float>(attention, task, scratch).run();
+}
 
 // Multiplications and sums as numpy's, so `reference.rope` has the same bits.
 void turn(const float* x, const float* cos, const float* sin, size_t heads, size_t width, float* out) {

@@ -179,9 +179,11 @@ struct Step {
 struct Attention {
     size_t queries, heads, kv_heads, key_count, width;
     bool causal;
-    const float *q, *keys, *values;
+    const float* q;
+    const void *keys, *values;
     size_t key_head, key_step, value_head, value_step;
     float* out;
+    bool half = false;  // keys and values are float16, otherwise float32
 
     // How many keys a query sees.
     size_t visible(size_t query) const { return causal ? key_count - queries + query + 1 : key_count; }
@@ -206,7 +208,7 @@ struct FloatKernels {
 };
 
 // Softmax attention whose products are those of bfloat16 numbers: keys and values are packed once a call, then attended to.
-// All memory lies at multiples of 64 bytes. It does not look at `causal`.
+// All memory lies at multiples of 64 bytes. Nothing is causal, and keys and values are float32.
 struct Bf16Attention {
     size_t (*packed_bytes)(const Attention& attention);
     size_t (*tasks_to_pack)(const Attention& attention);

@@ -29,7 +29,8 @@ namespace {
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Heads = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Cached = nb::ndarray<const float, nb::ndim<3>, nb::device::cpu>;
+// float32 or float16.
+using Cached = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
 using OutMatrix = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using HeadsOut = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -585,9 +586,13 @@ void self_attention(const Matrix& x, const OutMatrix& out, const PreparedBy& by,
 // out = what the queries read of the keys and values [kv_heads, key_count, width], whatever their strides but the last.
 void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
             const std::string& isa, bool bf16) {
+    constexpr nb::dlpack::dtype kHalf{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+    const bool half = keys.dtype() == kHalf;
+    if (keys.dtype() != values.dtype() || (!half && keys.dtype() != nb::dtype<float>()) || (half && bf16))
+        throw nb::type_error("keys and values are both float32 or, outside of bf16, both float16");
     const Attention a{q.shape(0), q.shape(1), keys.shape(0), keys.shape(1), q.shape(2), causal,
                       q.data(), keys.data(), values.data(), size_t(keys.stride(0)), size_t(keys.stride(1)),
-                      size_t(values.stride(0)), size_t(values.stride(1)), out.data()};
+                      size_t(values.stride(0)), size_t(values.stride(1)), out.data(), half};
     for (size_t i = 0; i < 3; i++)
         if (keys.shape(i) != values.shape(i) || q.shape(i) != out.shape(i))
             throw nb::value_error("keys and values, and queries and output, have one shape each");
@@ -601,9 +606,9 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
     for (const Cached* array : {&keys, &values})
         if (array->stride(2) != 1 || array->stride(0) < 0 || array->stride(1) < 0)
             throw nb::value_error("the numbers of a head lie one behind the other");
-    for (const void* data : {static_cast<const void*>(a.q), static_cast<const void*>(a.keys),
-                             static_cast<const void*>(a.values), static_cast<const void*>(a.out)})
-        check_alignment(data, "an array");
+    for (const void* data : {static_cast<const void*>(a.q), static_cast<const void*>(a.out)}) check_alignment(data, "an array");
+    for (const void* data : {a.keys, a.values})
+        if (!half) check_alignment(data, "an array");
     if (bf16) {
         const Bf16Attention* attention = bf16_attention(kernels_named(isa));
         if (!attention || causal)

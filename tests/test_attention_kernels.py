@@ -81,6 +81,30 @@ def test_attention_is_the_references_up_to_rounding_on_every_instruction_set_ali
         np.testing.assert_allclose(ops.attention(q, k, v), reference.attention(q, k, v), atol=2e-5)
 
 
+@needs_native
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("width", [20, 64, 72, 128])
+def test_attention_to_float16_is_that_to_the_same_numbers_in_float32_bit_for_bit(isa, width):
+    rng = np.random.default_rng(width)
+    for n, m in ((1, 1), (1, 300), (2, 40), (50, 130)):
+        q = heads(rng, n, 4, width)
+        keys, values = (heads(rng, 2, m + 3, width).astype(np.float16)[:, :m] for _ in range(2))
+        wide = keys.astype(np.float32), values.astype(np.float32)
+        wanted = ops.causal_attention(q, *wide, isa)
+        np.testing.assert_array_equal(ops.causal_attention(q, keys, values, isa), wanted)
+        np.testing.assert_array_equal(reference.causal_attention(q, keys, values), reference.causal_attention(q, *wide))
+        # As the newest of many, and alone.
+        np.testing.assert_array_equal(ops.causal_attention(q[-1:], keys, values, isa), wanted[-1:])
+
+
+@needs_native
+def test_keys_and_values_of_other_types_are_refused():
+    q, keys, values = (np.zeros((2, 3, 16), dtype) for dtype in (np.float32, np.float16, np.float32))
+    for arrays in ((keys, values), (values, keys), (values.astype(np.float64),) * 2, (keys.view(np.int16),) * 2):
+        with pytest.raises(TypeError, match="both float32 or"):
+            ops.causal_attention(q, *arrays)
+
+
 # With products of bfloat16 numbers
 
 #: How far attention in bfloat16 is from float32 on normally distributed input: at most, and as a root mean square, as a

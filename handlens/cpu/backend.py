@@ -59,6 +59,9 @@ class CpuBackend:
         self.vision_precision = choose_precision(vision_precision or config.family.vision_precision, self.arithmetic)
         self.llama = Llama(config.llm, _in_memory("language", language, self.arithmetic, packs=packs), self.arithmetic)
         self.row_independent = _is_row_independent(self.llama)
+        # What quantised weights make is less exact than float16; float models keep what they compute.
+        quantised = any(tensor.type not in ops.FLOAT_TYPES for tensor in language.values())
+        self.cache_type = np.float16 if quantised else np.float32
         self.low_memory = low_memory
         self._vision = vision
         self._packs = packs
@@ -136,7 +139,7 @@ class CpuBackend:
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""
-        return KVCache(self.config.llm)
+        return KVCache(self.config.llm, dtype=self.cache_type)
 
     def forward(
         self, inputs: Sequence[np.ndarray], caches: Sequence[KVCache], tails: Sequence[int] | None = None

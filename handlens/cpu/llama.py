@@ -15,18 +15,19 @@ from handlens.errors import ContextError, InputError, ModelFileError
 
 
 class KVCache:
-    """The keys and values of one sequence, a pair of arrays [K, capacity, d] a layer that grow as it gets longer.
+    """The keys and values of one sequence, a pair of arrays [K, capacity, d] a layer that grow as it gets longer, float32
+    or float16.
 
     `length` positions are valid. `update` writes behind them and `advance` makes them valid, so a forward pass that is
     broken off half-way leaves the cache as it was.
     """
 
-    def __init__(self, config: LlamaConfig, capacity: int = 0):
+    def __init__(self, config: LlamaConfig, capacity: int = 0, dtype: type[np.floating] = np.float32):
         shape = config.num_key_value_heads, capacity, config.head_dim
         self.config = config
         self.length = 0
-        self._keys = [np.empty(shape, np.float32) for _ in range(config.num_hidden_layers)]
-        self._values = [np.empty(shape, np.float32) for _ in range(config.num_hidden_layers)]
+        self._keys = [np.empty(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self._values = [np.empty(shape, dtype) for _ in range(config.num_hidden_layers)]
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +78,7 @@ class KVCache:
         """A copy of the valid part of an array with room up to `end` and half as much again."""
         kv_heads, _, head_dim = array.shape
         capacity = min(max(64, end + end // 2), max(end, self.config.max_position_embeddings))
-        resized = np.empty((kv_heads, capacity, head_dim), np.float32)
+        resized = np.empty((kv_heads, capacity, head_dim), array.dtype)
         resized[:, : self.length] = array[:, : self.length]
         return resized
 

@@ -211,7 +211,7 @@ def attention(
 def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None) -> np.ndarray:
     """What the n newest of m positions read [n, H, d] from themselves and those before them.
 
-    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last.
+    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last, float32 or float16.
     """
     return _attend(q, keys, values, True, isa)
 

@@ -86,6 +86,8 @@ def embedding(ids: np.ndarray, table: Weight) -> np.ndarray:
     """The rows `ids` [n] of a table [V, D] as [n, D]; of a quantised table only those rows are read."""
     if isinstance(table, np.ndarray):
         return table[ids]
+    if len(ids) == 1:  # as each step of decoding
+        return table.dequantize(int(ids[0]), int(ids[0]) + 1)
     rows, places = np.unique(ids, return_inverse=True)
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)  # neighbours are read in one go
     found = [table.dequantize(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
@@ -185,8 +187,9 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None
 def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
     """What the n newest of m positions read [n, H, d] from themselves and those before them.
 
-    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last.
+    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last, float32 or float16.
     """
+    keys, values = (array.astype(np.float32, copy=False) for array in (keys, values))
     return _attend(q, keys, values, causal=True)
 
 

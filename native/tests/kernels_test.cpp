@@ -334,13 +334,22 @@ void test_attend() {
             else
                 q[q.size() / 2] = size;
             const Floats keys = random.numbers(s.kv_heads * head), values = random.numbers(s.kv_heads * head);
-            const Attention a{s.queries, s.heads, s.kv_heads, s.keys, s.width, s.causal, q.data(), keys.data(),
-                              values.data(), head, step, head, step, nullptr};
-            const Floats wanted = attend(kFloatScalar, a);
+            Attention a{s.queries, s.heads, s.kv_heads, s.keys, s.width, s.causal, q.data(), keys.data(),
+                        values.data(), head, step, head, step, nullptr};
             const std::string details = std::to_string(s.queries) + " queries, " + std::to_string(s.heads) + " heads, " +
                                         std::to_string(s.keys) + " keys, width " + std::to_string(s.width);
-            for (size_t set = 0; set < sets.size(); set++)
-                compare(set, "attention", details, attend(*sets[set]->floats, a), wanted);
+            const auto test = [&](const std::string& what) {
+                const Floats wanted = attend(kFloatScalar, a);
+                for (size_t set = 0; set < sets.size(); set++)
+                    compare(set, what, details, attend(*sets[set]->floats, a), wanted);
+            };
+            test("attention");
+            // As many float16 numbers, of any bits but those of infinities and what is no number.
+            std::vector<uint16_t> half_keys(keys.size()), half_values(values.size());
+            for (auto* halves : {&half_keys, &half_values})
+                for (uint16_t& half : *halves) half = static_cast<uint16_t>(random.bits() & 0xbfff);
+            a.keys = half_keys.data(), a.values = half_values.data(), a.half = true;
+            test("attention to float16");
         }
 }
 
