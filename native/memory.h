@@ -34,9 +34,19 @@ inline Aligned allocate(size_t bytes) {
     return memory;
 }
 
+// The whole pages of some memory that nobody reads any more.
+inline void give_back([[maybe_unused]] uint8_t* memory, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_DONTNEED
+    constexpr uintptr_t kPage = 4096;
+    const uintptr_t from = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+    const uintptr_t to = (reinterpret_cast<uintptr_t>(memory) + bytes) / kPage * kPage;
+    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+#endif
+}
+
 // Memory for weights, one matrix behind the other in regions that they share: a region of each matrix's own would end in
-// small pages, a tenth of some matrices. A region is given back with the last of its matrices; what is not used of it is
-// never touched and takes no memory.
+// small pages, a tenth of some matrices. What is not used of a region is never touched and takes no memory; what is freed
+// of it gives its pages back, where the system can, and the region goes with the last of its matrices.
 inline std::shared_ptr<uint8_t[]> allocate_shared(size_t bytes) {
     constexpr size_t kRegion = size_t{256} << 20;
     static std::mutex mutex;
@@ -49,7 +59,7 @@ inline std::shared_ptr<uint8_t[]> allocate_shared(size_t bytes) {
         newest = region;
         used = 0;
     }
-    const std::shared_ptr<uint8_t[]> part(region, region.get() + used);
+    const std::shared_ptr<uint8_t[]> part(region.get() + used, [region, bytes](uint8_t* memory) { give_back(memory, bytes); });
     used = std::min(kRegion, used + (bytes + kAlignment - 1) / kAlignment * kAlignment);
     return part;
 }

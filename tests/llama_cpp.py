@@ -156,13 +156,15 @@ def round_as_llama_cpp(chat: Chat) -> Chat:
     def half(x: np.ndarray) -> np.ndarray:
         return x.astype(np.float16).astype(np.float32)
 
+    def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, _: str, down: tuple) -> np.ndarray:
+        (inner,) = reference.norm_linears(x, norm, eps, up)
+        return x + reference.linear(half(reference.gelu_tanh(half(inner))), *down)
+
     chat.generator.backend.tower.ops = SimpleNamespace(
         **{
             **vars(reference),
             "patch_embed": lambda patches, *layer: reference.patch_embed(half(patches), *layer),
-            "activated_linear": lambda x, _, layer, residual: (
-                residual + reference.linear(half(reference.gelu_tanh(half(x))), *layer)
-            ),
+            "feed_forward": feed_forward,
         }
     )
     return chat

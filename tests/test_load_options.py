@@ -94,6 +94,20 @@ def test_the_vision_precision_is_that_which_was_asked_for(tiny_model):
 
 
 @pytest.mark.parametrize(
+    ("type", "kept"), [("Q8_0", np.float16), ("Q4_K", np.float16), ("F16", np.float32), ("F32", np.float32)]
+)
+def test_keys_and_values_are_float16_where_weights_are_quantised(tmp_path, type, kept):
+    model, _ = write(tmp_path, type, 2, "F16", 1, tiny.config())
+    backend = load(model).generator.backend
+    cache = backend.new_cache()
+    backend.forward([backend.embed([1, 2, 3])], [cache])
+    keys, values = cache.update(
+        *np.zeros((2, backend.config.llm.num_key_value_heads, 1, backend.config.llm.head_dim)), 0
+    )
+    assert keys.dtype == values.dtype == cache.copy()._keys[0].dtype == kept
+
+
+@pytest.mark.parametrize(
     "option", [{"threads": 2}, {"vision_precision": "f32"}, {"low_memory": True}, {"cache_dir": "kept"}]
 )
 def test_torch_refuses_what_only_the_device_side_has(tiny_model, option):

@@ -15,8 +15,8 @@ from handlens.errors import ContextError, InputError, ModelFileError
 
 
 class KVCache:
-    """The keys and values of one sequence, a pair of arrays [K, capacity, d] a layer that grow as it gets longer, float32
-    or float16.
+    """The keys and values of one sequence, a pair of arrays [K, capacity, d] a layer that grow as it gets longer; they
+    are float32 or float16.
 
     `length` positions are valid. `update` writes behind them and `advance` makes them valid, so a forward pass that is
     broken off half-way leaves the cache as it was.

@@ -53,7 +53,8 @@ def vision_stages(config: ModelConfig) -> list[Stage]:
     return [
         Stage("patch embedding", lambda m, _: m.tower.embed(cells, ids, m.tower.position_table(tgt_size))),
         *(
-            Stage(f"vision block {index}", lambda m, x, index=index: m.tower.layer(x, index), residual=True)
+            # A block may overwrite its input, which others need.
+            Stage(f"vision block {index}", lambda m, x, index=index: m.tower.layer(x.copy(), index), residual=True)
             for index in range(vision.num_hidden_layers)
         ),
         Stage("vision norm", lambda m, x: m.tower.post_norm(x)),

@@ -120,15 +120,19 @@ def _observed(ops: Any, note: Callable[..., None]) -> SimpleNamespace:
         note(normalise(x, *norm, eps), *layers)
         return ops.norm_linears(x, norm, eps, *layers)
 
-    def activated_linear(x: np.ndarray, activation: str, layer: tuple, residual: np.ndarray) -> np.ndarray:
-        note(getattr(ops, activation)(x), layer)
-        return ops.activated_linear(x, activation, layer, residual)
+    def self_attention(x: np.ndarray, norm: tuple, eps: float, heads: int, *layers: tuple) -> np.ndarray:
+        q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, *layers[:3]))
+        return linear(ops.attention(q, k, v).reshape(len(x), -1), *layers[3], residual=x)
+
+    def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: str, down: tuple) -> np.ndarray:
+        (inner,) = norm_linears(x, norm, eps, up)
+        return linear(getattr(ops, activation)(inner), *down, residual=x)
 
     def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
         note(ops.silu(gate) * up, layer)
         return ops.swiglu_linear(gate, up, layer, residual)
 
-    observers = linear, linears, norm_linears, activated_linear, swiglu_linear
+    observers = linear, linears, norm_linears, self_attention, feed_forward, swiglu_linear
     return SimpleNamespace(**vars(ops) | {observer.__name__: observer for observer in observers})
 
 
