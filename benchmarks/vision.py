@@ -17,7 +17,7 @@ import numpy as np
 
 from handlens.config import ResamplerConfig, VisionConfig
 from handlens.cpu import ops
-from handlens.cpu.backend import EXACT, TABLES, VISION_PRECISIONS
+from handlens.cpu.backend import EXACT, TABLES, VISION_PRECISIONS, choose_precision
 from handlens.cpu.threads import thread_count
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
@@ -28,8 +28,8 @@ PATCHES = SIDE * SIDE
 TOWER = VisionConfig(hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16)
 RESAMPLER = ResamplerConfig(query_num=96, embed_dim=4096, kv_dim=1152, num_heads=32)
 LAYERS = TOWER.num_hidden_layers
-#: The attention of the tower as it is in int8: with products of bfloat16 numbers, where the processor has them.
-IN_BF16 = "ViT, one layer, bf16 allowed"
+#: The attention of the tower as it is in its precision: in bf16 products are those of bfloat16 numbers.
+IN_BF16 = "ViT, one layer, as in the tower"
 #: Attention alone: name -> (queries, keys, heads, key-value heads, width of a head).
 ATTENTIONS = {
     IN_BF16: (1024, 1024, 16, 16, 72),
@@ -45,12 +45,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--precision", choices=VISION_PRECISIONS, default="int8")
+    parser.add_argument("--precision", choices=VISION_PRECISIONS, default=choose_precision(None, ops))
     parser.add_argument("--threads", type=int, default=thread_count())
     args = parser.parse_args()
     tower, resampler = random_model(args.layers, args.precision)
     ops.native.set_threads(args.threads)
-    isa = ops.native.isas()[0]
+    isa, in_bf16 = ops.chosen_isa(), args.precision == "bf16"
     rng = np.random.default_rng(1)
     patches = rng.uniform(-1, 1, (PATCHES, 588)).astype(np.float32)
     inputs = {name: random_attention(rng, *sizes) for name, sizes in ATTENTIONS.items()}
@@ -60,15 +60,13 @@ def main() -> None:
         integer, floating = (rate(isa, RATE_ROUNDS) for rate in (ops.native.integer_rate, ops.native.float_rate))
         peaks.append((integer, floating))
         slices.append(slice_seconds(tower, resampler, patches))
-        quick = integer if args.precision == "int8" else floating
-        if tower.bf16 and ops.multiplies_bf16(isa):  # a tile holds half as many numbers of two bytes
-            quick = integer / 2
-        least = matrices / quick + (exact + of_resampler) / floating
-        least += of_tower / (quick if tower.bf16 and ops.multiplies_bf16(isa) else floating)
+        # A tile holds half as many numbers of two bytes.
+        quick = {"bf16": integer / 2, "int8": integer, "f32": floating}[args.precision]
+        least = matrices / quick + exact / (quick if in_bf16 else floating)
+        least += of_tower / (quick if in_bf16 else floating) + of_resampler / floating
         shares.append([least / sum(slices[-1]), sum(slices[-1]) * integer / 1e9])
         for name, (causal, *arrays) in inputs.items():
-            bf16 = name == IN_BF16 and tower.bf16
-            taken = seconds(ops._attend, *arrays, causal, None, bf16)
+            taken = seconds(ops._attend, *arrays, causal, None, name == IN_BF16 and in_bf16)
             work = attention_operations(*ATTENTIONS[name]) / (2 if causal and len(arrays[0]) > 1 else 1)
             shares[-1] += [taken * 1e3, work / taken / floating]
     integer, floating = np.median(peaks, axis=0) / 1e9

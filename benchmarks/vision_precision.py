@@ -1,11 +1,12 @@
-"""How far the vision side in int8 is from float32 at full size.
+"""How far the vision side in bf16 or int8 is from float32 at full size.
 
     python -m benchmarks.vision_precision
 
-sends one slice through the 27 layers and the resampler of MiniCPM-Llama3-V 2.5 with random weights, in int8 and in
-float32, and prints the cosines between the two for the features after some layers and for the query vectors. Weights
-differ from row to row, and a few channels of each norm are far larger than the others, as in trained towers. Query
-vectors have much in common with each other, so their cosines without their mean are printed as well. It takes a minute.
+sends one slice through the 27 layers and the resampler of MiniCPM-Llama3-V 2.5 with random weights, in one precision
+and in float32, and prints the cosines between the two for the features after some layers and for the query vectors.
+Weights differ from row to row, and a few channels of each norm are far larger than the others, as in trained towers.
+Query vectors have much in common with each other, so their cosines without their mean are printed as well. It takes a
+minute.
 """
 
 import argparse
@@ -16,10 +17,10 @@ import numpy as np
 
 from benchmarks.vision import PATCHES, RESAMPLER, SIDE, TOWER
 from handlens.cpu import ops
+from handlens.cpu.backend import VISION_PRECISIONS, choose_precision
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
 
-PRECISIONS = ("f32", "int8")
 SHOWN = (0, 8, 17, 26)
 OUTLIERS = 6
 
@@ -30,16 +31,19 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    rng = np.random.default_rng(parser.parse_args().seed)
-    print("| one slice, int8 against float32 | least cosine | mean | least without the mean |\n|---|---:|---:|---:|")
-    features = dict.fromkeys(PRECISIONS)
+    parser.add_argument("--precision", choices=VISION_PRECISIONS, default=choose_precision(None, ops))
+    args = parser.parse_args()
+    rng, precisions = np.random.default_rng(args.seed), ("f32", args.precision)
+    print(f"| one slice, {args.precision} against float32 | least cosine | mean | least without the mean |")
+    print("|---|---:|---:|---:|")
+    features = dict.fromkeys(precisions)
     for index in range(TOWER.num_hidden_layers):
         layer = random_weights(rng, {f"v.blk.0.{name}": shape for name, shape in _layer_shapes(TOWER).items()})
         if index == 0:
             ends, patches = tower_ends(rng), random_patches(rng)
-        for precision in PRECISIONS:
+        for precision in precisions:
             weights = packed(ends | layer, precision)
-            tower = VisionTower(replace(TOWER, num_hidden_layers=1), weights, ops, bf16=precision == "int8")
+            tower = VisionTower(replace(TOWER, num_hidden_layers=1), weights, ops)
             if index == 0:
                 features[precision] = tower.embed(patches, np.arange(PATCHES))
             features[precision] = tower.layer(features[precision], 0)
@@ -103,9 +107,9 @@ def queries(weights: Weights, precision: str, features: np.ndarray) -> np.ndarra
 
 def show(what: str, vectors: dict[str, np.ndarray]) -> None:
     """Prints a line of the table for the vectors [n, D] in each precision."""
-    exact, int8 = (vectors[precision].astype(np.float64) for precision in PRECISIONS)
+    exact, small = (each.astype(np.float64) for each in vectors.values())
     mean = exact.mean(axis=0)
-    found, centred = cosines(exact, int8), cosines(exact - mean, int8 - mean)
+    found, centred = cosines(exact, small), cosines(exact - mean, small - mean)
     print(f"| {what} | {found.min():.5f} | {found.mean():.5f} | {centred.min():.3f} |", flush=True)
 
 

@@ -170,6 +170,18 @@ void fill(Packed& packed, const Blocks& data, size_t first, const std::optional<
     if (!whole) throw nb::python_error();
 }
 
+// Copies weights that lie in memory that was given to memory of their own. Other threads may compute with them meanwhile.
+void settle(Packed& packed) {
+    if (packed.owned) return;
+    const std::shared_ptr<uint8_t[]> own = allocate_shared(packed.nbytes);
+    nb::gil_scoped_release release;
+    std::copy_n(packed.given->data(), packed.nbytes, own.get());
+    Pool::Lease lease;  // nobody computes as long as it is held
+    packed.weights.codes = own.get();
+    packed.weights.scales = own.get() + packed.scales_at;
+    packed.owned = own;
+}
+
 // Whether some rows of the file would be packed to what is there.
 bool holds(const Packed& packed, const Blocks& data, size_t first, const std::optional<Blocks>& grid) {
     const Rows rows = check_rows(packed, data, first, grid);
@@ -745,6 +757,9 @@ NB_MODULE(_native, m) {
              "type"_a, "rows"_a, "columns"_a, "isa"_a, "as_"_a = "", "memory"_a.noconvert().none() = nb::none())
         .def("fill", &fill, "data"_a.noconvert(), "first"_a = 0, "grid"_a.noconvert().none() = nb::none(),
              "Packs rows of a GGUF tensor [rows, bytes of a row], which begin or end with a block of rows.")
+        .def("settle", &settle,
+             "Moves weights that lie in `memory` to memory of their own, from which they come faster: a mapped file has small "
+             "pages. Others may compute with them meanwhile.")
         .def("holds", &holds, "data"_a.noconvert(), "first"_a, "grid"_a.noconvert().none() = nb::none(),
              "Whether such rows would be packed to what is there.")
         .def_ro("nbytes", &Packed::nbytes)

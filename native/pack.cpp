@@ -75,12 +75,14 @@ std::span<const float> widened_row(const Source& source, const Weights& shape, c
 
 // A row of numbers, rounded to bfloat16 (ties to even; what is no number stays none), where kernels.h says.
 void write_brain_float_row(std::span<const float> numbers, size_t interleave, size_t r, uint8_t* codes) {
+    thread_local std::vector<uint16_t> rounded;
+    rounded.resize(numbers.size());
     for (size_t c = 0; c < numbers.size(); c++) {
         const uint32_t bits = std::bit_cast<uint32_t>(numbers[c]);
-        const bool number = numbers[c] == numbers[c];
-        const auto rounded = static_cast<uint16_t>((number ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000) >> 16);
-        std::memcpy(codes + 2 * ((c / 2 * interleave + r) * 2 + c % 2), &rounded, 2);
+        const uint32_t nearest = bits + 0x7fff + (bits >> 16 & 1), none = bits | 0x400000;
+        rounded[c] = static_cast<uint16_t>((numbers[c] == numbers[c] ? nearest : none) >> 16);
     }
+    for (size_t c = 0; c < rounded.size(); c += 2) std::memcpy(codes + (c / 2 * interleave + r) * 4, &rounded[c], 4);
 }
 
 // A row of numbers as int8 with one scale; a row with something that is no finite number gets a scale that is none.

@@ -1,7 +1,10 @@
 """Packed weights on the disk: the next start maps them, and what is damaged or of another model is not believed."""
 
+import gc
 import logging
 import os
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from handlens.cpu import ops, packs
 from handlens.cpu.packs import PackStore
 from handlens.engine.sampling import SamplingParams
 from handlens.gguf.blocks import Tensor
-from tests.test_kernels import activations, isas, needs_native, random_tensor
+from tests.test_kernels import activations, isas, needs_native, random_tensor, threads  # noqa: F401
 
 pytestmark = needs_native
 GREEDY = SamplingParams.greedy(max_new_tokens=8)
@@ -22,6 +25,18 @@ GREEDY = SamplingParams.greedy(max_new_tokens=8)
 @pytest.fixture(autouse=True)
 def small_models_too(monkeypatch):
     monkeypatch.setattr(packs, "MIN_BYTES", 0)
+
+
+@pytest.fixture
+def settle(monkeypatch):
+    """Lets weights stay mapped until it is called with those that are to move."""
+    own = packs._settle
+    monkeypatch.setattr(packs, "_settle", lambda mapped: None)
+    return own
+
+
+def moving() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "handlens-settle"]
 
 
 @pytest.fixture
@@ -58,7 +73,7 @@ def bytes_of(weights: dict[str, ops.PackedWeight]) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("precision", [None, "bf16", "int8", "f32"])
-def test_the_next_start_maps_the_same_weights(model, folder, isa, precision, monkeypatch):
+def test_the_next_start_maps_the_same_weights(model, folder, isa, precision, monkeypatch, settle):
     if precision == "bf16" and not ops.multiplies_bf16(isa):
         pytest.skip(f"{isa} multiplies no bf16")
     monkeypatch.setenv(ops.ISA_VARIABLE, isa)
@@ -98,7 +113,7 @@ def other_head(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, empty, blank, other_head])
-def test_a_damaged_file_is_told_and_written_again(model, folder, damage, caplog):
+def test_a_damaged_file_is_told_and_written_again(model, folder, damage, caplog, settle):
     wanted = bytes_of(PackStore(folder, [model]).pack("language", tensors(), None))
     (path,) = folder.iterdir()
     good = path.read_bytes()
@@ -123,7 +138,7 @@ def test_what_cannot_be_read_or_written_is_told_and_costs_nothing_else(model, fo
     assert [path.name for path in folder.iterdir()] == [path.name]
 
 
-def test_another_model_at_the_same_place_is_packed_anew(model, folder):
+def test_another_model_at_the_same_place_is_packed_anew(model, folder, settle):
     PackStore(folder, [model]).pack("language", tensors(), None)
     status = model.stat()
     # The same size and time of change: the rows tell.
@@ -139,6 +154,43 @@ def test_another_model_at_the_same_place_is_packed_anew(model, folder):
     assert len(list(folder.iterdir())) == 1
 
 
+def test_mapped_weights_move_to_memory_of_their_own_while_others_compute(model, folder, settle, threads):  # noqa: F811
+    wanted = bytes_of(PackStore(folder, [model]).pack("language", tensors(), None))
+    weights = PackStore(folder, [model]).pack("language", tensors(), None)
+    x = activations(3, 256)
+    outs = {name: ops.linear(x, weights[name]) for name in ("Q4_K", "Q6_K", "IQ3_S", "Q8_0")}
+    threads(2)
+    settle([(weight, weight.packed.memory) for weight in weights.values()])
+    while moving():
+        for name, out in outs.items():
+            np.testing.assert_array_equal(ops.linear(x, weights[name]), out)
+    assert bytes_of(weights) == wanted and not any(map(is_mapped, weights.values()))
+    for name, out in outs.items():
+        np.testing.assert_array_equal(ops.linear(x, weights[name]), out)
+
+
+def test_weights_that_nobody_uses_any_more_do_not_move(model, folder, settle, monkeypatch):
+    PackStore(folder, [model]).pack("language", tensors(), None)
+    weights = PackStore(folder, [model]).pack("language", tensors(), None)
+    gone, memories = [weakref.ref(weight) for weight in weights.values()], []
+    monkeypatch.setattr(packs, "let_go", memories.append)
+    mapped = [(weight, weight.packed.memory) for weight in weights.values()]
+    arrays = [np.array(memory) for _, memory in mapped]
+    mapped = [(weight, array) for (weight, _), array in zip(mapped, arrays, strict=True)]
+    started = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: waiting.append(thread))
+    waiting = []
+    settle(mapped)
+    mapped.clear()
+    weights.clear()
+    gc.collect()
+    assert not any(reference() for reference in gone)
+    (thread,) = waiting
+    started(thread)
+    thread.join(10)
+    assert len(memories) == len(gone)
+
+
 def test_small_models_are_packed_each_time(model, folder, monkeypatch):
     monkeypatch.setattr(packs, "MIN_BYTES", 1 << 20)
     PackStore(folder, [model]).pack("language", tensors(), None)
@@ -146,7 +198,7 @@ def test_small_models_are_packed_each_time(model, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{}, {"low_memory": True}, {"vision_precision": "int8"}])
-def test_a_model_answers_the_same_from_kept_weights(tiny_model, folder, options):
+def test_a_model_answers_the_same_from_kept_weights(tiny_model, folder, options, settle):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8))
     messages = [{"role": "user", "content": [image, "What?"]}]
     wanted = load(tiny_model.model, tiny_model.mmproj, **options).reply(messages, GREEDY)
