@@ -227,7 +227,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool =
     # On a CPU torch's own attention takes several times as long to go back through as these products do.
     scores = (q * q.shape[-1] ** -0.5) @ k.mT  # [., H, n, m]
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        # Added and not filled in, which would copy the scores once more on both ways.
+        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -torch.inf)
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
