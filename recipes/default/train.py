@@ -249,7 +249,7 @@ class Trainer:
                     self.save()
                     saved = self.elapsed
             window.close(self.state, stage, self.rate(stage, steps), feed)
-            if stage.answers:
+            if stage.answers and not self.stopped:
                 self.check(stage, window)
         finally:
             feed.close()
