@@ -21,6 +21,7 @@ from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
 from handlens.tokenizer import Tokenizer
 from recipes.default import tokenizer as tokenizer_recipe
+from recipes.default.average import average
 from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices, shape_of
 from recipes.default.check import distance
 from recipes.default.decode import greedy
@@ -315,6 +316,22 @@ def test_special_tokens_in_a_picture_are_text(run):
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     example = Encoder(config, tokenizer).example(sample, 0, np.random.default_rng(0))
     assert not any(map(tokenizer.is_special, example.input_ids[example.answer_start : -1]))
+
+
+def test_a_run_between_two_has_weights_between_theirs(run, tmp_path):
+    config, model, head, folder = run
+    other = Mini(config)
+    other.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    save_run(tmp_path / "second", config, other, head, State("tiny", CLASSES, minutes=9.0), half=False)
+    average(folder, tmp_path / "second", 0.25, tmp_path / "out")
+    found, found_head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    assert load_run(tmp_path / "out", found, found_head, CLASSES).minutes == 9.0
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name] + 0.25, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="is not empty"):
+        average(folder, tmp_path / "second", 0.25, tmp_path / "out")
 
 
 def test_stages_follow_the_plan():
