@@ -208,6 +208,24 @@ def test_scenes_are_refused_in_the_same_words_and_as_often_as_answered(squares):
         assert 0.5 < asked[True][wording] / asked[False][wording] < 2, wording
 
 
+def test_further_questions_are_answered_and_refused_too(squares):
+    refusal, counts = phrases("en").absent, Counter()
+    for seed in range(60):
+        sample = refusals._of_scene(np.random.default_rng(seed), squares, "en", "train", there=seed % 2 == 0)
+        answers = [answer for _, answer in sample.more]
+        counts["refused"] += refusal in answers
+        counts["answered"] += any(answer != refusal for answer in answers)
+        assert (sample.answer, *answers).count(refusal) == 1
+    assert counts["refused"] == 30 and counts["answered"] > 30
+
+
+def test_other_things_are_counted_rightly_too(squares):
+    for seed in range(40):
+        sample = scenes.count(np.random.default_rng(seed), squares, "en", "train")
+        for question, answer in sample.more:
+            assert len(patches(sample.image, colours(len(NAMES))[thing_in(question)])) == int(answer)
+
+
 def test_a_missing_field_is_one_that_the_document_lacks():
     class Document:
         reading = "Total 7.20\nVAT 19% 1.15"

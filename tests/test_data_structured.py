@@ -13,7 +13,18 @@ from handlens.data import chart_values, charts, forms, plots, receipts, screens,
 from handlens.data.questions import LANGUAGES
 from handlens.data.sample import SPLITS
 from handlens.data.sources import INDEX, Sources
-from handlens.data.structured import DAYS, MAX_AREA, MONTHS, PLACES, captions, clear, price
+from handlens.data.structured import (
+    DAYS,
+    MAX_AREA,
+    MONTHS,
+    MOST_FURTHER,
+    PLACES,
+    Fact,
+    captions,
+    clear,
+    further,
+    price,
+)
 from tests.test_data_text import LATIN, OTHER, default_font, prepared
 
 MAKERS = {
@@ -109,6 +120,29 @@ def test_a_sample_is_the_transcription_or_a_fact_of_the_document(request, script
             for fact in drawn.facts
         )
     assert len(SEEDS) * 0.3 < asked < len(SEEDS) or name == "chart"
+
+
+@pytest.mark.parametrize("name", [*MAKERS])
+def test_further_questions_ask_for_other_facts_of_the_document(latin, name):
+    several = 0
+    for seed in SEEDS:
+        sample, drawn = make(name, latin, seed), draw(name, latin, seed)
+        assert not (sample.more and not sample.question), "a transcription is asked for alone"
+        for question, answer in sample.more:
+            assert question != sample.question or answer != sample.answer
+            assert any(
+                fact.answer == answer and all(slot in question for slot in fact.slots.values()) for fact in drawn.facts
+            )
+        several += len(sample.more) > 1
+    assert several > len(SEEDS) * 0.2
+
+
+def test_further_questions_leave_the_generator_where_it_stands():
+    rng, other = np.random.default_rng(3), np.random.default_rng(3)
+    facts = [Fact("form-field", str(number), {"field": f"F{number}"}) for number in range(9)]
+    asked = further(rng, "en", [*facts, Fact("form-field", "x" * 100, {"field": "long"})])
+    assert len({answer for _, answer in asked}) == MOST_FURTHER and "x" * 100 not in dict(asked).values()
+    assert rng.random() == other.random()
 
 
 @pytest.mark.parametrize("name", ["table", "receipt", "invoice", "menu"])

@@ -26,6 +26,7 @@ WRITTEN = {
     "word": text.word,
     "line": text.line,
     "paragraph": text.paragraph,
+    "block": text.block,
     "notice": text.notice,
     "code": listings.code,
     "page": pages.page,

@@ -21,6 +21,7 @@ from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
 from handlens.tokenizer import Tokenizer
 from recipes.default import tokenizer as tokenizer_recipe
+from recipes.default.average import average
 from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices, shape_of
 from recipes.default.check import distance
 from recipes.default.decode import greedy
@@ -31,9 +32,9 @@ from recipes.default.model import CELLS, DenseHead, Mini, VisionTower
 from recipes.default.precision import Twins
 from recipes.default.presets import PRESETS, model_config
 from recipes.default.resume import keep, resume
-from recipes.default.stages import STAGES, stage_at, stage_named
+from recipes.default.stages import STAGES, shared_out, stage_at, stage_named
 from recipes.default.start import initialise
-from recipes.default.train import main
+from recipes.default.train import Trainer, main, parse
 from recipes.default.weights import State, load_run, save_run
 from tests.multilingual import SENTENCES, lines
 
@@ -88,6 +89,32 @@ def test_ids_are_those_of_a_chat_and_logits_those_of_the_device_side(run, exact,
     theirs = backend.forward([chat.generator.embeddings(inputs)], [backend.new_cache()])[0]
     assert theirs.std() > 0.1
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+def test_ids_of_further_questions_are_those_of_a_chat(run):
+    config, _, _, folder = run
+    sample = replace(noise(90, 30), more=(("And what else?", "Nothing."), ("Why?", "It is noise."), ("?", "No more.")))
+    chat, tokenizer = load(folder / "model"), Tokenizer.from_file(folder / "tokenizer.json")
+    encoder = Encoder(config, tokenizer, turns=3)
+    example = encoder.example(sample, 0, np.random.default_rng(0))
+    texts = [sample.answer, "Nothing.", "It is noise."]
+    assert [tokenizer.decode(example.input_ids[start:end]) for start, end in example.answers] == texts
+    said = [sample.question, sample.answer, *sample.more[0], sample.more[1][0]]
+    msgs = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
+    msgs[0]["content"] = [Image.fromarray(sample.image), sample.question]
+    inputs = chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=8))
+    # Line ends before an answer that is known merge with it, before one that is still to come they do not: texts are
+    # the same, and so are the ids from the last answer on.
+    prompt, theirs = example.input_ids[: example.answers[-1][0]], inputs.input_ids.tolist()
+    assert tokenizer.decode(prompt) == tokenizer.decode(theirs)
+    last = len(prompt) - example.answers[-2][1] + 1
+    assert prompt[-last:] == theirs[-last:]
+    batch = collate([example], config)
+    labels = batch["labels"][batch["labels"] >= 0]
+    assert labels.tolist() == [i for start, end in example.answers for i in example.input_ids[start:end]]
+    places = batch["label_index"][: len(labels)]
+    assert places.tolist() == [i - 1 for start, end in example.answers for i in range(start, end)]
+    assert len(encoder.example(sample, 2, np.random.default_rng(0)).answers) == 1  # strips are for reading alone
 
 
 def test_slices_are_those_of_use(run):
@@ -291,6 +318,22 @@ def test_special_tokens_in_a_picture_are_text(run):
     assert not any(map(tokenizer.is_special, example.input_ids[example.answer_start : -1]))
 
 
+def test_a_run_between_two_has_weights_between_theirs(run, tmp_path):
+    config, model, head, folder = run
+    other = Mini(config)
+    other.load_state_dict({name: tensor + 1 for name, tensor in model.state_dict().items()})
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    save_run(tmp_path / "second", config, other, head, State("tiny", CLASSES, minutes=9.0), half=False)
+    average(folder, tmp_path / "second", 0.25, tmp_path / "out")
+    found, found_head = Mini(config), DenseHead(config.vision.hidden_size, len(CLASSES))
+    assert load_run(tmp_path / "out", found, found_head, CLASSES).minutes == 9.0
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name] + 0.25, atol=1e-5, rtol=0)
+    with pytest.raises(InputError, match="is not empty"):
+        average(folder, tmp_path / "second", 0.25, tmp_path / "out")
+
+
 def test_stages_follow_the_plan():
     assert stage_at(0.0) == STAGES[0] and stage_at(1.5) == STAGES[-1]
     assert stage_at(0.0, "lines").name == "lines" and stage_at(0.99, "lines") == STAGES[-1]
@@ -298,6 +341,25 @@ def test_stages_follow_the_plan():
     places = np.linspace(0, 1, 1000, endpoint=False)
     share = np.mean([stage_at(place).name == "words" for place in places])
     assert share == pytest.approx(stage_named("words").share / sum(stage.share for stage in STAGES), abs=0.01)
+
+
+def test_tasks_are_drawn_so_many_times_as_often():
+    stage = stage_named("everything")
+    changed = shared_out(stage, {"receipts": 2.0, "receipt": 0.5, "count": 3.0})
+    factors = {task: share / stage.tasks[task] for task, share in changed.tasks.items() if share != stage.tasks[task]}
+    assert factors == pytest.approx({"receipt": 0.5, "invoice": 2.0, "count": 3.0})
+    assert replace(changed, tasks=stage.tasks) == stage
+    options = parse(["--sources", "s", "--out", "o", "--share", "count=3", "--share", "charts=.5"])
+    assert options.share == [("count", 3.0), ("charts", 0.5)]
+    for wrong in ("count", "count=-1", "count=x"):
+        with pytest.raises(SystemExit):
+            parse(["--sources", "s", "--out", "o", "--share", wrong])
+    glyphs = stage_named("glyphs")
+    assert shared_out(glyphs, {"count": 2.0}) == glyphs
+    with pytest.raises(InputError, match="there is no task 'counts'"):
+        shared_out(glyphs, {"counts": 2.0})
+    with pytest.raises(InputError, match="nothing is left of the stage glyphs"):
+        shared_out(glyphs, {"texts": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -383,6 +445,16 @@ def test_batches_are_shown_again_while_no_new_one_is_ready(prepared, tokenizer_f
         assert not any(tensors is shown[-1] for _, (_, tensors) in feed._shown)
     finally:
         feed.close()
+
+
+def test_frozen_layers_stay_as_they_are(prepared, tmp_path):
+    command = ["--sources", str(prepared), "--out", str(tmp_path), "--preset", "tiny", "--stage", "words"]
+    trainer = Trainer(parse([*command, "--steps", "2", "--frozen-layers", "1"]))
+    before = {name: tensor.clone() for name, tensor in trainer.model.vpm.state_dict().items()}
+    trainer.run()
+    after = trainer.model.vpm.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any(name.startswith(("embeddings", "encoder.layers.0.")) for name in changed)
 
 
 def test_some_training_lowers_the_loss_and_goes_on(prepared, tmp_path):

@@ -44,7 +44,7 @@ Examples:
 
 \b
 Tasks, by the names of their groups:
-  texts      word line paragraph notice code
+  texts      word line paragraph block notice code
   pages      page letter
   tables     table
   receipts   receipt invoice

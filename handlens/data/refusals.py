@@ -4,7 +4,7 @@ Each maker asks in the same words where there is an answer and where there is no
 the picture tells.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from handlens.data.receipts import draw_invoice, draw_receipt
 from handlens.data.sample import Sample
 from handlens.data.screens import draw_screen
 from handlens.data.sources import Sources
-from handlens.data.structured import Drawn, Fact, chance, pick
+from handlens.data.structured import Drawn, Fact, chance, further, pick
 from handlens.data.tables import draw_table
 from handlens.data.text import clean, ink, line, notice, paragraph, passage, sized
 
@@ -40,7 +40,9 @@ def absent(rng: np.random.Generator, sources: Sources, language: str, split: str
 def _of_scene(rng: np.random.Generator, sources: Sources, language: str, split: str, there: bool) -> Sample:
     scene = pick(rng, SCENES)(rng, sources, language, split)
     fact = pick(rng, scene.facts if there else scene.absent)
-    return Sample(scene.image, ask(rng, fact.kind, language, **fact.slots), fact.answer, "absent", language)
+    question = ask(rng, fact.kind, language, **fact.slots)
+    others = [other for other in (*scene.facts, *scene.later, *scene.absent) if other is not fact]
+    return Sample(scene.image, question, fact.answer, "absent", language, more=further(rng, language, others))
 
 
 def _of_document(rng: np.random.Generator, sources: Sources, language: str, split: str, there: bool) -> Sample:
@@ -50,15 +52,30 @@ def _of_document(rng: np.random.Generator, sources: Sources, language: str, spli
         known = [fact for fact in document.facts if fact.slots]
         if not there:
             # What another document holds: mostly one of the same kind, so that the question suits this one too.
-            other = (draw if chance(rng, 0.8) else pick(rng, DOCUMENTS))(rng, sources, language, split)
-            known = [fact for fact in map(_missing_from(rng, document), other.facts) if fact is not None]
+            other = draw if chance(rng, 0.8) else pick(rng, DOCUMENTS)
+            known = _strange(rng, document, other(rng, sources, language, split), language)
         if known:
             break
     kind = pick(rng, sorted({fact.kind for fact in known}))
     fact = pick(rng, [fact for fact in known if fact.kind == kind])
-    answer = fact.answer if there else phrases(language).absent
+    question, answer = ask(rng, kind, language, **fact.slots), fact.answer
     image, characters, centres = document.canvas.finish()
-    return Sample(image, ask(rng, kind, language, **fact.slots), answer, "absent", language, characters, centres)
+    (own,) = rng.spawn(1)  # further questions leave the sample as it is
+    own_facts = [other for other in document.facts if other.slots and other is not fact]
+    strange = _strange(own, document, draw(own, sources, language, split), language)
+    count = max(min(len(own_facts), len(strange)), 1)  # as many with an answer as without one
+    more = further(own, language, [*_some(own, own_facts, count), *_some(own, strange, count)])
+    return Sample(image, question, answer, "absent", language, characters, centres, more)
+
+
+def _some(rng: np.random.Generator, facts: Sequence[Fact], count: int) -> list[Fact]:
+    return [facts[i] for i in rng.permutation(len(facts))[:count]]
+
+
+def _strange(rng: np.random.Generator, document: Drawn, other: Drawn, language: str) -> list[Fact]:
+    """What the other document holds and this one lacks, with the answer that it is not there."""
+    missing = map(_missing_from(rng, document), other.facts)
+    return [replace(fact, answer=phrases(language).absent) for fact in missing if fact is not None]
 
 
 def _missing_from(rng: np.random.Generator, document: Drawn) -> Callable[[Fact], Fact | None]:

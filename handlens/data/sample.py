@@ -32,6 +32,7 @@ class Sample:
     language: str  # BCP-47 language of question and answer
     characters: tuple[str, ...] = ()  # every visible glyph ...
     centres: np.ndarray = field(default_factory=no_centres)  # ... and its centre, float32 [n, 2]: (x, y) in pixels
+    more: tuple[tuple[str, str], ...] = ()  # further questions about the image, each with its answer
 
 
 class Maker(Protocol):

@@ -12,7 +12,7 @@ from handlens.data.questions import COLOURS, SHAPES, ask, phrases
 from handlens.data.raster import Canvas, Colour
 from handlens.data.sample import Sample
 from handlens.data.sources import Sources, Sprites
-from handlens.data.structured import Fact, between, chance, pick
+from handlens.data.structured import Fact, between, chance, further, pick
 
 #: Sides of scenes in pixels: from one slice of the default model to nine.
 SIDES = (224, 280, 336, 448)
@@ -24,11 +24,13 @@ LEAST_SIDE = 28
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, what can be asked of it, and the same kinds of questions about what is not in it."""
+    """A picture, what can be asked of it, the same kinds of questions about what is not in it, and what is only asked
+    after something else."""
 
     image: np.ndarray
     facts: tuple[Fact, ...]
     absent: tuple[Fact, ...] = ()
+    later: tuple[Fact, ...] = ()
 
 
 def name(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
@@ -64,7 +66,9 @@ def present(rng: np.random.Generator, sources: Sources, language: str, split: st
 
 def _sample(rng: np.random.Generator, scene: Scene, task: str, language: str) -> Sample:
     fact = pick(rng, scene.facts)
-    return Sample(scene.image, ask(rng, fact.kind, language, **fact.slots), fact.answer, task, language)
+    question = ask(rng, fact.kind, language, **fact.slots)
+    more = further(rng, language, [*(other for other in scene.facts if other is not fact), *scene.later])
+    return Sample(scene.image, question, fact.answer, task, language, more=more)
 
 
 def draw_thing(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Scene:
@@ -83,8 +87,11 @@ def draw_many(rng: np.random.Generator, sources: Sources, language: str, split: 
     side = math.ceil(math.sqrt(len(things) / rng.uniform(0.35, 1)))
     image = _paint(rng, sprites, list(zip(things, _cells(rng, len(things), side))))
     # The first is asked for: its number is as often ten as it is one.
-    fact = Fact("count", str(numbers[0]), {"thing": sprites.names[kinds[0]]})
-    return Scene(image, (fact,), (Fact("count", phrases(language).absent, {"thing": sprites.names[missing]}),))
+    first, *others = (
+        Fact("count", str(number), {"thing": sprites.names[kind]}) for kind, number in zip(kinds, numbers)
+    )
+    absent = Fact("count", phrases(language).absent, {"thing": sprites.names[missing]})
+    return Scene(image, (first,), (absent,), tuple(others))
 
 
 def draw_places(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Scene:

@@ -57,6 +57,8 @@ class Fact:
     slots: dict[str, str] = field(default_factory=dict)
 
 
+#: How many further questions about a picture there are at most, and how long their answers may be.
+MOST_FURTHER, LONGEST_FURTHER = 7, 60
 #: Kinds of facts that are asked more seldom than the others: they are easy, and nearly every document has one.
 SELDOM = {"title": 0.3, "chart-title": 0.4}
 
@@ -72,15 +74,27 @@ class Drawn:
 
 def to_sample(rng: np.random.Generator, drawn: Drawn, task: str, language: str, reading_share: float) -> Sample:
     """The sample of a drawn document: its transcription, or one of its facts."""
-    question, answer = "", drawn.reading
+    question, answer, more = "", drawn.reading, ()
     if drawn.facts and not chance(rng, reading_share):
         kinds = {fact.kind: SELDOM.get(fact.kind, 1.0) for fact in drawn.facts}
         bounds = np.cumsum(list(kinds.values()))
         kind = list(kinds)[int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))]
         fact = pick(rng, [fact for fact in drawn.facts if fact.kind == kind])
         question, answer = ask(rng, kind, language, **fact.slots), fact.answer
+        more = further(rng, language, [other for other in drawn.facts if other is not fact])
     image, characters, centres = drawn.canvas.finish()
-    return Sample(image, question, answer, task, language, characters, centres)
+    return Sample(image, question, answer, task, language, characters, centres, more)
+
+
+def further(rng: np.random.Generator, language: str, facts: Sequence[Fact]) -> tuple[tuple[str, str], ...]:
+    """Questions about some of the facts in any order, with their answers: what a picture can be asked besides.
+
+    The generator stands where it stood, so a sample is the same with them and without them.
+    """
+    (own,) = rng.spawn(1)
+    short = [fact for fact in facts if len(fact.answer) <= LONGEST_FURTHER]
+    chosen = [short[i] for i in own.permutation(len(short))[:MOST_FURTHER]]
+    return tuple((ask(own, fact.kind, language, **fact.slots), fact.answer) for fact in chosen)
 
 
 def clear(facts: Sequence[Fact]) -> tuple[Fact, ...]:

@@ -20,6 +20,7 @@ TASKS: dict[str, Maker] = {
     "word": text.word,
     "line": text.line,
     "paragraph": text.paragraph,
+    "block": text.block,
     "notice": text.notice,
     "code": listings.code,
     "page": pages.page,
@@ -47,7 +48,7 @@ TASKS: dict[str, Maker] = {
 
 #: Names that stand for several tasks.
 GROUPS: dict[str, tuple[str, ...]] = {
-    "texts": ("word", "line", "paragraph", "notice", "code"),
+    "texts": ("word", "line", "paragraph", "block", "notice", "code"),
     "pages": ("page", "letter"),
     "tables": ("table",),
     "receipts": ("receipt", "invoice"),

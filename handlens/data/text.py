@@ -14,7 +14,7 @@ from handlens.data import strings
 from handlens.data.raster import Canvas, Colour, x_height
 from handlens.data.sample import Sample
 from handlens.data.sources import Font, Sources, load, pick
-from handlens.data.structured import INKS, PAPERS, STRONG, WHITE, capital, mix
+from handlens.data.structured import INKS, MAX_AREA, PAPERS, STRONG, WHITE, capital, mix
 
 #: The least height of an x, in pixels of the finished picture.
 LEAST_X = 7
@@ -198,21 +198,41 @@ def strip(
 
 def paragraph(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
     """Two to eight lines of text."""
+    return lines_of_text(rng, sources, language, split, "paragraph", (2, 9), (160, 440), (12, 60))
+
+
+def block(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
+    """Two to ten lines as wide as a page, of which each stands in several slices side by side."""
+    return lines_of_text(rng, sources, language, split, "block", (2, 11), (440, 1000), (60, 120))
+
+
+def lines_of_text(
+    rng: np.random.Generator,
+    sources: Sources,
+    language: str,
+    split: str,
+    task: str,
+    counts: tuple[int, int],
+    widths: tuple[int, int],
+    lengths: tuple[int, int],
+) -> Sample:
+    """The sample of so many lines (low, high) of such a width in pixels, out of text of so many characters a line."""
     face, scale, colours = sources.face(rng, language, split), scale_of(rng), ink(rng)
-    count, width = int(rng.integers(2, 9)), rng.uniform(160, 440) * scale
+    count, width = int(rng.integers(*counts)), rng.uniform(*widths) * scale
     maker = passage if rng.random() < 0.75 else content
-    text = clean(face, maker(rng, sources, language, split, int(rng.integers(count * 12, count * 60))))
+    text = clean(face, maker(rng, sources, language, split, int(rng.integers(*(count * each for each in lengths)))))
     font = sized(face, rng.uniform(12, 20) if rng.random() < 0.7 else rng.uniform(12, 32), text, scale)
     lines = Canvas.wrap(text, font, width)[:count]
     align = pick(rng, ("left", "left", "left", "left", "justified", "justified", "centre", "right"))
     step = font.size * rng.uniform(1.1, 1.8)
     left, above = 3 * scale + font.size * rng.uniform(0.1, 1.2, 2)
-    height = int(2 * above + step * (len(lines) - 1) + 1.3 * font.size)
-    canvas = Canvas(int(width + 2 * left), height, colours.paper)
+    wide, room = int(width + 2 * left), 2 * above + 1.3 * font.size
+    lines = lines[: max(int((MAX_AREA * scale**2 / wide - room) / step), 0) + 1]
+    canvas = Canvas(wide, int(room + step * (len(lines) - 1)), colours.paper)
     for row, text in enumerate(lines):
         last = "left" if align == "justified" and row == len(lines) - 1 else align
         put(canvas, left, above + font.size + row * step, width, text, font, colours.text, last)
-    return transcription(canvas, scale, "\n".join(lines), "paragraph", language)
+    return transcription(canvas, scale, "\n".join(lines), task, language)
 
 
 def notice(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:

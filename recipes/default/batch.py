@@ -51,7 +51,12 @@ class Example:
     cells: list[np.ndarray]  # the class of each cell of a slice, int16 [L * cells], -1 where it is not looked at
     input_ids: list[int]
     bounds: list[tuple[int, int]]  # where in the ids the vectors of each slice stand
-    answer_start: int  # where in the ids the answer begins
+    answers: list[tuple[int, int]]  # where in the ids each answer begins and ends
+
+    @property
+    def answer_start(self) -> int:
+        """Where in the ids the first answer begins."""
+        return self.answers[0][0]
 
     def cost(self, answers: bool) -> int:
         """Patches, and tokens where answers are learned: either takes about as much time."""
@@ -60,11 +65,13 @@ class Example:
 
 class Encoder:
     """Makes examples. `dropout` is the chance that a merge of the tokenizer is left out in an answer, so that the
-    decoder meets words in many spellings and has to read them."""
+    decoder meets words in many spellings and has to read them. `turns` is how many questions an image is asked at
+    most, one after another: what costs is the image."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, dropout: float = 0.0):
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, dropout: float = 0.0, turns: int = 1):
         self.config = config
         self.tokenizer = tokenizer
+        self.turns = turns
         self.stop = tokenizer.id("<|eot_id|>")
         spec = json.loads(tokenizer.to_json())
         spec["added_tokens"] = []  # what stands in a picture is text
@@ -86,16 +93,24 @@ class Encoder:
         ids, bounds = self._prompt(
             strip_queries(plan) if strip else self.config.resampler.query_num, plan.grid, question
         )
-        answer = self.answers.encode(sample.answer.strip(), add_special_tokens=False).ids
+        asked = [(ids, sample.answer)]
+        if not strip:
+            asked += [(self._turn(question), answer) for question, answer in sample.more[: self.turns - 1]]
+        input_ids, answers = [], []
+        for prompt, answer in asked:
+            start = len(input_ids) + len(prompt)
+            spelled = self.answers.encode(answer.strip(), add_special_tokens=False).ids
+            input_ids += [*prompt, *spelled, self.stop]
+            answers.append((start, len(input_ids)))
         shown = pictures(Image.fromarray(sample.image), plan)
         return Example(
             sample,
             [patches(np.asarray(picture).transpose(2, 0, 1), plan.patch_size) for picture in shown],
             plan.tgt_sizes,
             [_cells(sample, *window, rng) for window in _windows(plan, width, height)],
-            [*ids, *answer, self.stop],
+            input_ids,
             bounds,
-            len(ids),
+            answers,
         )
 
     @lru_cache(maxsize=2048)  # noqa: B019 (there is one encoder a process)
@@ -105,6 +120,13 @@ class Encoder:
         parts = render([Message("user", (ImageSlot(0), question))], TEMPLATES["llama3"], processor.names)
         patch = self.config.slices.patch_size
         return processor.encode(parts, [SlicePlan((patch, patch), grid, (patch, patch), patch)])
+
+    @lru_cache(maxsize=2048)  # noqa: B019
+    def _turn(self, question: str) -> list[int]:
+        """The ids of a further question, from the end of the answer before to where its own answer begins."""
+        user, assistant = (TEMPLATES["llama3"].turns[role] for role in ("user", "assistant"))
+        parts = [*user.before, question, *user.after, *assistant.before]
+        return self._processor(self.config.resampler.query_num).encode(parts, [])[0]
 
     @lru_cache(maxsize=8)  # noqa: B019
     def _processor(self, queries: int) -> Processor:
@@ -218,14 +240,15 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
     input_ids = np.zeros((len(examples), length), np.int64)
     vectors, vector_index, label_index, labels, label_row = [], [], [], [], []
     for number, example in enumerate(examples):
-        ids, start = example.input_ids, example.answer_start
+        ids = example.input_ids
         input_ids[number, : len(ids)] = ids
         for first, last in example.bounds:
             vectors.append(np.arange(last - first) + len(vectors) * queries)
             vector_index.append(np.arange(first, last) + number * length)
-        label_index.append(np.arange(start - 1, len(ids) - 1) + number * length)
-        labels.append(ids[start:])
-        label_row.append(np.full(len(ids) - start, number))
+        for start, end in example.answers:
+            label_index.append(np.arange(start - 1, end - 1) + number * length)
+            labels.append(ids[start:end])
+            label_row.append(np.full(end - start, number))
     return {
         "pixels": pixels,
         "position_ids": position_ids,

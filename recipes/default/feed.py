@@ -80,7 +80,8 @@ def samples(sources: Sources, stage: Stage, seed: int, split: str) -> Iterator[S
 def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterator[Example]:
     """Examples of a stage without end, the same for the same seed (but for the tokenizer's dropout)."""
     rng = np.random.default_rng(seed)
-    encoder = Encoder(plan.config, Tokenizer.from_file(plan.tokenizer), stage.dropout if split == TRAIN else 0.0)
+    dropout, turns = (stage.dropout, stage.turns) if split == TRAIN else (0.0, 1)
+    encoder = Encoder(plan.config, Tokenizer.from_file(plan.tokenizer), dropout, turns)
     for sample in samples(_sources(plan.sources), stage, seed, split):
         strip = stage.strips[rng.integers(len(stage.strips))]
         example = encoder.example(sample, strip, rng)

@@ -6,7 +6,6 @@ soon learn to copy what the tower has read, begin anew.
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
@@ -18,14 +17,14 @@ from recipes.default.batch import CLASSES
 from recipes.default.model import DenseHead, Mini, VisionTower
 from recipes.default.presets import PRESETS, model_config
 from recipes.default.start import initialise
-from recipes.default.weights import STATE, State, load_run, save_run
+from recipes.default.weights import STATE, State, load_run, read_state, save_run
 
 
 def grow(run: Path, preset: str, out: Path, seed: int = 0) -> None:
     """Writes the folder of a run; InputError if OUT has one already or the preset's tower is of another width."""
     if (out / STATE).exists():
         raise InputError(f"{out} holds a run already; name a new folder")
-    old = json.loads((run / STATE).read_text(encoding="utf-8"))["preset"]
+    old = read_state(run).preset
     if PRESETS[old].vision_width != PRESETS[preset].vision_width:
         widths = f"{PRESETS[old].vision_width} and {PRESETS[preset].vision_width}"
         raise InputError(f"the towers of the presets {old} and {preset} are {widths} wide: nothing can be kept")

@@ -1,7 +1,10 @@
 """The curriculum: what is looked at, what is learned from it, and for how long. The stages of the report, in small."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from handlens.data.make import resolved
+from handlens.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,7 @@ class Stage:
     rate: float = 1.0  # a factor of the preset's learning rate
     dropout: float = 0.1  # of merges in answers
     strength: float = 1.0  # of degradations
+    turns: int = 1  # the most questions that are asked about one picture
 
     def __post_init__(self):
         if not self.answers and not self.dense:
@@ -61,22 +65,37 @@ STAGES = (
     Stage(
         name="pages",
         share=0.15,
-        tasks={"word": 0.1, "line": 0.4, "paragraph": 0.25, "notice": 0.05, "code": 0.03, "page": 0.12, "letter": 0.05},
+        tasks={
+            **{"word": 0.1, "line": 0.35, "paragraph": 0.2, "block": 0.1, "notice": 0.05, "code": 0.03},
+            **{"page": 0.12, "letter": 0.05},
+        },
         dense=0.5,
         dropout=0.3,
     ),
     Stage(
         name="everything",
         share=0.5,
+        turns=6,
         tasks={  # plots by matplotlib take six times as long to draw as anything else
-            **{"word": 0.05, "line": 0.28, "paragraph": 0.1, "notice": 0.02, "code": 0.02, "page": 0.06},
-            **{"letter": 0.02, "table": 0.1, "receipt": 0.06, "invoice": 0.03, "form": 0.02, "menu": 0.02},
-            **{"screen": 0.03, "chart": 0.07, "plot": 0.005, "name": 0.01, "count": 0.04, "locate": 0.01},
+            **{"word": 0.05, "line": 0.23, "paragraph": 0.07, "block": 0.08, "notice": 0.02, "code": 0.02},
+            **{"page": 0.06, "letter": 0.02, "table": 0.1, "receipt": 0.06, "invoice": 0.03, "form": 0.02},
+            **{"menu": 0.02, "screen": 0.03, "chart": 0.07, "plot": 0.005, "name": 0.01, "count": 0.04, "locate": 0.01},
             **{"shapes": 0.01, "present": 0.005, "absent": 0.015, "writing": 0.01, "language": 0.005},
             **{"blank": 0.01, "unreadable": 0.01, "photo": 0.01},
         },
     ),
 )
+
+
+def shared_out(stage: Stage, factors: Mapping[str, float]) -> Stage:
+    """The stage with those of its tasks, or groups of them, drawn so many times as often; the last factor of a task
+    counts. What the stage does not have stays away."""
+    tasks = dict(stage.tasks)
+    for name, factor in factors.items():
+        tasks |= {task: stage.tasks[task] * factor for task in resolved([name]) if task in tasks}
+    if not any(tasks.values()):
+        raise InputError(f"nothing is left of the stage {stage.name}: the shares of all its tasks are 0")
+    return replace(stage, tasks=tasks)
 
 
 def stage_named(name: str) -> Stage:

@@ -31,7 +31,7 @@ from recipes.default.model import CELLS, DenseHead, Mini
 from recipes.default.optimiser import Optimiser
 from recipes.default.precision import PRECISIONS, Twins, has_matrix_units
 from recipes.default.presets import PRESETS, Preset, model_config
-from recipes.default.stages import STAGES, Stage, stage_at, stage_named
+from recipes.default.stages import STAGES, Stage, shared_out, stage_at, stage_named
 from recipes.default.start import initialise
 from recipes.default.weights import STATE, State, load_run, save_run
 
@@ -69,6 +69,8 @@ class Options:
     save_minutes: float
     compile: bool
     precision: str
+    share: list[tuple[str, float]]
+    frozen_layers: int
 
 
 class Trainer:
@@ -136,9 +138,9 @@ class Trainer:
 
     @property
     def stage(self) -> Stage:
-        if self.options.stage:
-            return stage_named(self.options.stage)
-        return stage_at(self.position, self.options.first_stage)
+        options = self.options
+        stage = stage_named(options.stage) if options.stage else stage_at(self.position, options.first_stage)
+        return shared_out(stage, dict(options.share))
 
     def rate(self, stage: Stage, step: int) -> float:
         highest = (self.options.rate or self.preset.learning_rate) * stage.rate
@@ -247,7 +249,7 @@ class Trainer:
                     self.save()
                     saved = self.elapsed
             window.close(self.state, stage, self.rate(stage, steps), feed)
-            if stage.answers:
+            if stage.answers and not self.stopped:
                 self.check(stage, window)
         finally:
             feed.close()
@@ -257,6 +259,10 @@ class Trainer:
     def _freeze(self, stage: Stage) -> None:
         for name in ("vpm", "resampler", "llm"):
             getattr(self.computing, name).requires_grad_(name in stage.trains)
+        if self.options.frozen_layers:
+            tower = self.computing.vpm
+            for part in (tower.embeddings, *tower.encoder["layers"][: self.options.frozen_layers]):
+                part.requires_grad_(False)
 
     def _stop(self, *_) -> None:
         print("stopping: the weights are written after this step", flush=True)
@@ -379,7 +385,23 @@ def parse(arguments: list[str] | None = None) -> Options:
     add("--save-minutes", type=float, default=2.0, help="how often weights are written (default 2)")
     add("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available(), help="torch.compile")
     add("--precision", choices=PRECISIONS, default="auto", help="of the products (default: bfloat16 where it is fast)")
+    add(
+        "--share",
+        type=_share,
+        action="append",
+        default=[],
+        metavar="TASK=FACTOR",
+        help="draw a task, or a group of tasks, so many times as often as the stage does; may be given several times",
+    )
+    add("--frozen-layers", type=int, default=0, help="so many of the tower's first layers stay as they are (default 0)")
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def _share(text: str) -> tuple[str, float]:
+    name, _, factor = text.partition("=")
+    if not factor or float(factor) < 0:
+        raise ValueError
+    return name, float(factor)
 
 
 def main(arguments: list[str] | None = None) -> None:

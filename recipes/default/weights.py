@@ -58,10 +58,15 @@ def save_run(out: Path, config: ModelConfig, model: Mini, head: DenseHead, state
     shutil.rmtree(old, ignore_errors=True)
 
 
+def read_state(out: Path) -> State:
+    """How far the run in a folder came."""
+    return State(**json.loads((out / STATE).read_text(encoding="utf-8")))
+
+
 def load_run(out: Path, model: Mini, head: DenseHead, classes: tuple[str, ...]) -> State:
     """Puts the weights of a run into model and head and returns its state. Classes that the saved head does not have
     keep the weights that they have."""
-    state = State(**json.loads((out / STATE).read_text(encoding="utf-8")))
+    state = read_state(out)
     folder = out / MODEL if (out / MODEL).exists() else out / f"{MODEL}.old"
     _, stored = read_checkpoint(folder)
     model.load_state_dict({name: torch.from_numpy(Tensor.from_bits(x).dequantize()) for name, x in stored.items()})
