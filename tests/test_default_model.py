@@ -11,11 +11,11 @@ from PIL import Image
 
 from examples.make_lines import LINES, draw
 from handlens.chat import load
-from handlens.cpu import ops
 from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, total
 from handlens.quant.quantize import quantize_model
 from handlens.weights import find_files
+from tests.test_kernels import needs_bf16, needs_native
 
 QUESTION = "What is written here?"
 GREEDY = SamplingParams.greedy(max_new_tokens=64)
@@ -61,18 +61,19 @@ def test_its_files_are_small_and_split_so_that_they_travel():
     assert max(sizes) <= 15 << 20 and sum(sizes) <= 30_000_000
 
 
-@pytest.mark.skipif(ops.native is None, reason="built without kernels")
-def test_int8_vision_looks_where_float_vision_looks_whatever_type_the_projector_has(tmp_path):
+@needs_native
+@pytest.mark.parametrize(("precision", "cosine"), [("int8", 0.999), pytest.param("bf16", 0.9995, marks=needs_bf16)])
+def test_rounded_vision_looks_where_float_vision_looks_whatever_type_the_projector_has(precision, cosine, tmp_path):
     """The resampler of a trained model looks sharply: its queries and keys stay floats where the file has floats."""
     files = find_files(None)
     shutil.copy(files.model, tmp_path / "mini.gguf")
     quantize_model(files.mmproj, tmp_path / "mini.mmproj.gguf", "F16")
-    chats = [load(tmp_path / "mini.gguf", vision_precision=precision) for precision in ("int8", "f32")]
+    chats = [load(tmp_path / "mini.gguf", vision_precision=each) for each in (precision, "f32")]
     for name in LINES:
         msgs = [{"role": "user", "content": [Image.open(FOLDER / f"{name}.png"), QUESTION]}]
         ours, exact = (chat.generator.embeddings(chat.prepare(msgs, GREEDY)) for chat in chats)
         norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(exact, axis=1)
-        assert ((ours * exact).sum(axis=1) / norms).min() >= 0.999
+        assert ((ours * exact).sum(axis=1) / norms).min() >= cosine
 
 
 @pytest.mark.slow
