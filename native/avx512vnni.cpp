@@ -12,7 +12,7 @@
 namespace handlens {
 namespace {
 
-constexpr size_t kAhead = 512;  // bytes of codes, or scales, that are fetched ahead where one token waits for them
+constexpr size_t kAhead = 512;  // bytes of codes, or scales, that are fetched ahead where tokens wait for them
 constexpr int kMaxTokens = 6;  // 6 tokens x 2 blocks: 12 integer and 12 float totals of the 32 registers
 
 __m512i four_values(const int8_t* at) {
@@ -21,9 +21,9 @@ __m512i four_values(const int8_t* at) {
     return _mm512_set1_epi32(word);
 }
 
-// T tokens times B blocks, through all columns.
+// T tokens times B blocks, through all columns. With `cold` the blocks have not been read yet.
 template <Layout L, int T, int B>
-void tile(const Weights& w, const Activations& x, size_t block, size_t token, const Output& out) {
+void tile(const Weights& w, const Activations& x, size_t block, size_t token, bool cold, const Output& out) {
     constexpr Form kForm = form(L);
     constexpr int kParts = kForm.parts;
     constexpr size_t kGroupBytes = kRows * row_code_bytes(L);
@@ -43,7 +43,7 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
             if (out.residual) __builtin_prefetch(out.residual + (token + t) * w.rows + (block + b) * kRows);
         }
     for (size_t g = 0; g < groups; g += run_of(L)) {
-        if constexpr (T == 1) {
+        if (cold) {
             // Behind the last column of a block come those of a block that was read already: the next one is B further on.
             const size_t ahead = g * kGroupBytes + kAhead, skipped = ahead < next_codes ? 0 : (B - 1) * next_codes;
             for (int b = 0; b < B; b++)
@@ -122,9 +122,9 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
 
 // The tokens from `token` to before `last` for B neighbouring blocks, T at a time, then fewer.
 template <Layout L, int T, int B>
-void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, const Output& out) {
-    for (; token + T <= last; token += T) tile<L, T, B>(w, x, block, token, out);
-    if constexpr (T > 1) tiles<L, T / 2, B>(w, x, block, token, last, out);
+void tiles(const Weights& w, const Activations& x, size_t block, size_t token, size_t last, bool cold, const Output& out) {
+    for (; token + T <= last; token += T, cold = false) tile<L, T, B>(w, x, block, token, cold, out);
+    if constexpr (T > 1) tiles<L, T == 3 ? 2 : T / 2, B>(w, x, block, token, last, cold, out);
 }
 
 template <Layout L>
@@ -133,8 +133,9 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
     for (size_t row = rows.first; row < rows.last; row += kMaxTokens) {
         const size_t last = std::min(row + kMaxTokens, rows.last);
         size_t at = blocks.first;
-        for (; at + 2 <= blocks.last; at += 2) tiles<L, kMaxTokens, 2>(w, x, at, row, last, out);
-        for (; at < blocks.last; at++) tiles<L, kMaxTokens, 1>(w, x, at, row, last, out);
+        const bool cold = row == rows.first;
+        for (; at + 2 <= blocks.last; at += 2) tiles<L, kMaxTokens, 2>(w, x, at, row, last, cold, out);
+        for (; at < blocks.last; at++) tiles<L, kMaxTokens, 1>(w, x, at, row, last, cold, out);
     }
 }
 
