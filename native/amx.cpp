@@ -19,7 +19,7 @@ namespace handlens {
 namespace {
 
 constexpr size_t kTokens = 16;      // of a tile
-constexpr size_t kFewTokens = 6;    // up to here the other kernels are faster
+constexpr size_t kFewTokens = 14;    // up to here the other kernels are faster
 constexpr size_t kMostTokens = 288, kMostBlocks = 8, kMostGroups = 40;  // that are unpacked at a time
 constexpr size_t kGroupBytes = kRows * kGroup;
 constexpr size_t kRing = 4;         // totals of so many groups are on their way
