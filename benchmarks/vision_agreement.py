@@ -18,7 +18,8 @@ from rich.progress import track
 
 from benchmarks.vision_precision import cosines
 from handlens import load
-from handlens.cpu.backend import VISION_PRECISIONS
+from handlens.cpu import ops
+from handlens.cpu.backend import VISION_PRECISIONS, choose_precision
 from handlens.data.make import rows
 from handlens.engine.sampling import SamplingParams
 
@@ -31,7 +32,8 @@ def main() -> None:
     parser.add_argument("images", type=Path, help="a folder that `handlens data make` has written")
     parser.add_argument("--model", type=Path, help="language file (default: the shipped model)")
     parser.add_argument("--mmproj", type=Path, help="projector (default: that beside the model)")
-    parser.add_argument("--precision", choices=VISION_PRECISIONS, default=VISION_PRECISIONS[0], help="beside float32")
+    usual = choose_precision(None, ops)
+    parser.add_argument("--precision", choices=VISION_PRECISIONS, default=usual, help="beside float32")
     parser.add_argument("--tokens", type=int, default=64, help="the most tokens of an answer (default 64)")
     args = parser.parse_args()
     chats = [load(args.model, args.mmproj, vision_precision=precision) for precision in (args.precision, "f32")]

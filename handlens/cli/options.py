@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 PositionMode = StrEnum("PositionMode", [(mode, mode) for mode in POSITION_MODES])
 Backend = StrEnum("Backend", [(name, name) for name in ("cpu", "torch")])  # those of `weights`, which loads numpy
-VisionPrecision = StrEnum(
-    "VisionPrecision", [(name, name) for name in ("bf16", "int8", "f32")]
-)  # those of `cpu.backend`
+#: Those of `cpu.backend`, which loads numpy.
+VisionPrecision = StrEnum("VisionPrecision", [(name, name) for name in ("bf16", "int8", "f32")])
 
 
 @dataclass
