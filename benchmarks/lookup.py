@@ -162,7 +162,7 @@ def show_row_costs(chat: Chat, rounds: int) -> None:
     """Prints how long a step with several rows takes, in steps with one."""
     backend = chat.generator.backend
     cache = backend.new_cache()
-    backend.forward([backend.embed(np.arange(300))], [cache])
+    backend.forward([backend.embed(np.arange(300))], [cache], prompt=True)
 
     def seconds(rows: int) -> float:
         inputs = [backend.embed(np.arange(rows))]

@@ -36,7 +36,7 @@ def main() -> None:
     backend = load_model(args.model, cache_dir=args.cache_dir).generator.backend
     loaded, loaded_peak = time.perf_counter(), peak_memory()
     cache = backend.new_cache()
-    logits = backend.forward([backend.embed(np.arange(PROMPT))], [cache])
+    logits = backend.forward([backend.embed(np.arange(PROMPT))], [cache], prompt=True)
     first = time.perf_counter()
     for _ in range(DECODE):
         logits = backend.forward([backend.embed(logits.argmax(axis=-1))], [cache])

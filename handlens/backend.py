@@ -34,6 +34,8 @@ class Backend(Protocol):
     config: ModelConfig
     #: Whether a position's results have the same bits whatever other positions are in the call.
     row_independent: bool
+    #: Whether a position's results have other bits as a prompt's than as one of an answer.
+    prompts_differ: bool
     #: All that vectors of images depend on besides the image: the weights and the way of computing.
     vision_key: str
 
@@ -48,7 +50,12 @@ class Backend(Protocol):
         """An empty cache for one sequence."""
 
     def forward(
-        self, inputs: Sequence[np.ndarray], caches: Sequence[Cache], tails: Sequence[int] | None = None
+        self,
+        inputs: Sequence[np.ndarray],
+        caches: Sequence[Cache],
+        tails: Sequence[int] | None = None,
+        prompt: bool = False,
     ) -> np.ndarray:
         """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
-        after the last so many positions of each, one behind the other."""
+        after the last so many positions of each, one behind the other. `prompt`: the new positions are a prompt's, which
+        come many at a time, and not those of an answer."""

@@ -73,7 +73,7 @@ def prefill_seconds(backend: CpuBackend, count: int) -> float:
 
     def read():
         for start in range(0, count, PREFILL_CHUNK):
-            backend.forward([inputs[start : start + PREFILL_CHUNK]], [cache])
+            backend.forward([inputs[start : start + PREFILL_CHUNK]], [cache], prompt=True)
 
     return seconds(read)
 
@@ -81,7 +81,7 @@ def prefill_seconds(backend: CpuBackend, count: int) -> float:
 def decode_seconds(backend: CpuBackend, past: int, count: int) -> float:
     """How long so many tokens take, one after the other, behind a prompt of `past` tokens."""
     cache = backend.new_cache()
-    logits = backend.forward([backend.embed(_text(backend, past))], [cache])
+    logits = backend.forward([backend.embed(_text(backend, past))], [cache], prompt=True)
 
     def decode():
         nonlocal logits

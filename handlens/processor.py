@@ -16,8 +16,10 @@ from handlens.config import ModelConfig
 from handlens.decode import Limits, check_request, open_image
 from handlens.errors import ContextError, InputError
 from handlens.images import SlicedImage, SlicePlan, count_tokens, cut, placeholder, plan_slices
-from handlens.prompts import TEMPLATES, ImageSlot, Message, Part, Special, render
+from handlens.prompts import TEMPLATES, Answer, ImageSlot, Message, Part, Special, render
 from handlens.tokenizer import Tokenizer
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Inputs:
     """One request as a backend takes it.
 
     `input_ids` int32 [n]; `image_bound` int32 [N, 2], [start, end) of the query positions of each of the N slices;
-    `images` one SlicedImage an image, so that N is the number of all their slices, in order.
+    `images` one SlicedImage an image, so that N is the number of all their slices, in order; `answers` int32 [A, 2],
+    [start, end) of the texts of earlier answers.
     """
 
     input_ids: np.ndarray
     image_bound: np.ndarray
     images: tuple[SlicedImage, ...]
+    answers: np.ndarray
 
 
 class Processor:
@@ -62,7 +66,7 @@ class Processor:
     def inputs(self, parts: Sequence[Part], images: Sequence[Image.Image], max_tokens: int | None = None) -> Inputs:
         """The inputs of a prompt in parts, whose image slots count through `images`; raises as a call does."""
         plans = self._plan(images)
-        ids, bounds = self.encode(parts, plans)
+        ids, bounds, answers = self.encode(parts, plans)
         if max_tokens is not None and len(ids) > max_tokens:
             raise ContextError(self._too_long(len(ids), max_tokens, plans))
         vision = self.config.vision
@@ -70,6 +74,7 @@ class Processor:
             input_ids=np.array(ids, dtype=np.int32),
             image_bound=np.array(bounds, dtype=np.int32).reshape(-1, 2),
             images=tuple(cut(image, self.config.slices, vision.image_mean, vision.image_std) for image in images),
+            answers=np.array(answers, dtype=np.int32).reshape(-1, 2),
         )
 
     def _plan(self, images: Sequence[Image.Image]) -> list[SlicePlan]:
@@ -80,30 +85,35 @@ class Processor:
             )
         return [plan_slices(*image.size, self.config.slices) for image in images]
 
-    def encode(self, parts: Sequence[Part], plans: Sequence[SlicePlan]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of the parts, and the query positions of each slice, for which the plans are enough.
+    def encode(self, parts: Sequence[Part], plans: Sequence[SlicePlan]) -> tuple[list[int], list[Span], list[Span]]:
+        """Ids of the parts, the query positions of each slice, for which the plans are enough, and where the texts of
+        earlier answers stand.
 
-        Text is encoded in stretches between special tokens, so that neighbouring pieces merge as they do in one.
+        Text is encoded in stretches between special tokens, so that neighbouring pieces merge as they do in one. An
+        answer begins where a prompt that asks for it ends.
         """
         ids: list[int] = []
-        bounds: list[tuple[int, int]] = []
+        bounds: list[Span] = []
+        edges: list[int] = []
         text: list[str] = []
 
-        def flush():
-            if text:
-                ids.extend(self.tokenizer.encode("".join(text)))
-                text.clear()
+        def encoded() -> list[int]:
+            return self.tokenizer.encode("".join(text)) if text else []
 
-        for part in self._with_placeholders(parts, plans):
+        for part in (*self._with_placeholders(parts, plans), None):
+            in_answer = len(edges) % 2 == 1
+            if isinstance(part, Answer) != in_answer:
+                edges.append(len(ids) + len(encoded()))
             if isinstance(part, str):
                 text.append(part)
                 continue
-            flush()
-            ids.append(self.tokenizer.id(part.name))
-            if part.name == self.names.image_open:
-                bounds.append((len(ids), len(ids) + self.config.resampler.query_num))
-        flush()
-        return ids, bounds
+            ids += encoded()
+            text.clear()
+            if part is not None:
+                ids.append(self.tokenizer.id(part.name))
+                if part.name == self.names.image_open:
+                    bounds.append((len(ids), len(ids) + self.config.resampler.query_num))
+        return ids, bounds, list(zip(edges[::2], edges[1::2], strict=True))
 
     def _with_placeholders(self, parts: Sequence[Part], plans: Sequence[SlicePlan]):
         for part in parts:

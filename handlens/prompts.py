@@ -27,6 +27,10 @@ class ImageSlot:
     index: int
 
 
+class Answer(str):
+    """Text of an earlier answer."""
+
+
 Part = str | Special | ImageSlot
 
 
@@ -66,7 +70,8 @@ TEMPLATES = {
 
 
 def render(messages: Sequence[Message], template: Template, names: TokenNames) -> list[Part]:
-    """The parts of the prompt that asks for the next answer, from the one bos to the open assistant turn.
+    """The parts of the prompt that asks for the next answer, from the one bos to the open assistant turn; the text of
+    earlier answers is an `Answer`.
 
     The first message after an optional system message must be the user's; InputError says which message is wrong.
     """
@@ -75,7 +80,10 @@ def render(messages: Sequence[Message], template: Template, names: TokenNames) -
     for message in messages:
         turn = template.turns[message.role]
         content = _joined(message.parts)
-        parts += [*turn.before, *(_trimmed(content) if template.trims else content), *turn.after]
+        content = _trimmed(content) if template.trims else content
+        if message.role == "assistant":
+            content = [Answer(part) if isinstance(part, str) else part for part in content]
+        parts += [*turn.before, *content, *turn.after]
     return [*parts, *template.turns["assistant"].before]
 
 

@@ -124,7 +124,7 @@ public:
     }
 
     void run() {
-        const Tiles configured(kTile, 64);
+        const Tiles configured;
         round_queries();
         for (size_t key = 0; key < sizes.keys; key += kDepth) score_keys(key);
         for (size_t row = 0; row < count; row++) find_largest(row);

@@ -1,5 +1,7 @@
-// Linear layers whose weights and activations are rounded to bfloat16 (layout bf16_tiles), on the tiles of AMX. With x' for x
-// rounded,
+// Linear layers whose weights and activations are rounded to bfloat16, on the tiles of AMX. Weights are bfloat16 already
+// (layout bf16_tiles), or quantised: then numbers are made of a block's codes and scales in float32, a few groups at a time,
+//     scale * code - offset * scale    or    scale * code - minimum        (one fma)
+// and rounded. With x' for x rounded,
 //     total = the products of x' and w', 32 columns after another, summed as the instruction does it (see
 //             amx_attention.cpp)
 // A row of the result depends on no other, and neither on how rows and blocks are shared out.
@@ -12,16 +14,18 @@
 #include <algorithm>
 #include <memory>
 
+#include "avx512.h"
 #include "kernels.h"
+#include "steps.h"
 #include "tiles.h"
 
 namespace handlens {
 namespace {
 
-constexpr size_t kTile = 16;                           // rows of a tile, and of a block of weights
+constexpr size_t kTile = kRows;                        // rows of a tile, and of a block of weights
 constexpr size_t kTileNumbers = kTile * kGroup;        // a group's in a tile
 constexpr size_t kTotals = kTile * kTile;              // of two tiles
-constexpr size_t kMostTokens = 256, kMostBlocks = 24;  // whose totals stay in the second cache
+constexpr size_t kMostTokens = 256, kMostBlocks = 48;  // whose totals stay in the second cache
 constexpr size_t kMostGroups = 18;                     // of two blocks that stay in the first cache
 
 constexpr size_t up_to(size_t count, size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
@@ -30,6 +34,8 @@ struct Workspace {
     // Of two tiles of tokens and two blocks side by side.
     alignas(64) float totals[kMostTokens / kTile / 2][kMostBlocks / 2][4 * kTotals];
     alignas(64) float row[kMostBlocks * kTile];
+    // Of two blocks of quantised weights.
+    alignas(64) uint16_t numbers[2][kMostGroups * kTileNumbers];
 };
 
 Workspace& workspace() {
@@ -61,6 +67,45 @@ uint16_t* place(uint16_t* tiles, size_t groups, size_t row, size_t group) {
 
 void round(const float* x, size_t columns, uint16_t* to, size_t row) {
     round_columns(x, columns, place(to, groups_of(columns), row, 0));
+}
+
+// The numbers of two columns in the sixteen rows of a block, side by side.
+__m512i two_columns(__m512 first, __m512 second) {
+    alignas(64) static constexpr uint16_t kSideBySide[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kSideBySide), (__m512i)_mm512_cvtne2ps_pbh(second, first));
+}
+
+// The groups `some` of a block of quantised weights as a block of bf16_tiles has them.
+template <Layout L>
+void unpack(const Weights& w, size_t block, Range some, uint16_t* to) {
+    constexpr Form kForm = form(L);
+    constexpr size_t kBytes = kRows * row_code_bytes(L);
+    const uint8_t* codes = w.codes + block * w.block_bytes() + some.first * kBytes;
+    const uint8_t* scales = w.scales + block * w.scale_bytes();
+    const __m512i levels = levels_of<L>(w);
+    for (size_t g = some.first; g < some.last; g++, codes += kBytes, to += kTileNumbers) {
+        __m512 scale[kForm.parts], lowest[kForm.parts];
+        for (size_t part = 0; part < kForm.parts; part++) {
+            const GroupScales of = scales_of<L>(scales, g, part);
+            scale[part] = of.scale;
+            lowest[part] = has_minimum(L) ? _mm512_sub_ps(_mm512_setzero_ps(), of.minimum)
+                                          : _mm512_mul_ps(of.scale, _mm512_set1_ps(-kForm.offset));
+        }
+        for_steps<0, 1, 2, 3, 4, 5, 6, 7>([&](auto step) __attribute__((always_inline)) {
+            constexpr size_t kPart = step * kForm.parts / 8;
+            const __m512i four = codes_of<L, step>(codes, levels), byte = _mm512_set1_epi32(255);
+            const auto number = [&](__m512i code) {
+                return _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scale[kPart], lowest[kPart]);
+            };
+            const __m512 first = number(_mm512_and_si512(four, byte));
+            const __m512 second = number(_mm512_and_si512(_mm512_srli_epi32(four, 8), byte));
+            const __m512 third = number(_mm512_and_si512(_mm512_srli_epi32(four, 16), byte));
+            const __m512 fourth = number(_mm512_srli_epi32(four, 24));
+            _mm512_store_si512(to + step * 4 * kTile, two_columns(first, second));
+            _mm512_store_si512(to + (step * 4 + 2) * kTile, two_columns(third, fourth));
+        });
+    }
 }
 
 // Lines of memory, some of which are asked for at each step.
@@ -96,64 +141,103 @@ void add(const uint16_t* tokens, size_t next, const uint16_t* left, const uint16
     store_tile<2, kBytes>(totals + 2 * kTotals, 64), store_tile<3, kBytes>(totals + 3 * kTotals, 64);
 }
 
-// The totals of at most kMostTokens rows and kMostBlocks blocks.
-void add_up(const Weights& w, const uint16_t* x, Range rows, Range blocks, Workspace& work) {
-    const Tiles configured(kTile, 64);
-    const size_t groups = w.groups(), next = groups * kTileNumbers;
+// The weights of a call: of one layer, two neighbouring blocks of which are multiplied at a time, or of two, one of each.
+struct Columns {
+    const Weights *left, *right;
+
+    bool one() const { return left == right; }
+    size_t step() const { return one() ? 2 : 1; }
+    const Weights& weights(size_t side) const { return side ? *right : *left; }
+    // The block of a side that is multiplied with block `block` of the left one. Where the number of blocks is odd, the last
+    // one is multiplied twice.
+    size_t block(size_t side, size_t block, size_t last) const { return std::min(block + (one() ? side : 0), last - 1); }
+};
+
+// The totals of at most kMostTokens rows and kMostBlocks blocks, those of both sides counted.
+template <Layout L>
+void add_up(const Columns& columns, const uint16_t* x, Range rows, Range blocks, Workspace& work) {
+    const Tiles configured;
+    const Weights& w = *columns.left;
+    const size_t groups = w.groups(), next = groups * kTileNumbers, group_bytes = w.block_bytes() / groups;
     const size_t pairs = (rows.last - rows.first + 2 * kTile - 1) / (2 * kTile);
     const size_t pieces = (groups + kMostGroups - 1) / kMostGroups;
-    const auto* numbers = reinterpret_cast<const uint16_t*>(w.codes);
     const uint16_t* tokens = x + rows.first / kTile * next;
     for (size_t i = 0; i < pieces; i++) {
-        const size_t first = groups * i / pieces, last = groups * (i + 1) / pieces;
-        for (size_t block = blocks.first; block < blocks.last; block += 2) {
-            // Where the number is odd, the last block is multiplied twice.
-            const auto piece = [&](size_t of, size_t group) {
-                return numbers + std::min(of, blocks.last - 1) * next + group * kTileNumbers;
+        const Range some{groups * i / pieces, groups * (i + 1) / pieces};
+        const size_t count = some.last - some.first;
+        for (size_t block = blocks.first; block < blocks.last; block += columns.step()) {
+            const auto piece = [&](size_t side, size_t of, size_t group) {
+                const Weights& from = columns.weights(side);
+                return from.codes + columns.block(side, of, blocks.last) * w.block_bytes() + group * group_bytes;
             };
-            const bool more = block + 2 < blocks.last;
-            const size_t follows = more ? block + 2 : blocks.first, from = more ? first : last;
-            // Every other pair of tiles asks for a part of the one next block, the rest for the other.
-            const size_t share = (pairs + 1) / 2, each = (kTile + share - 1) / share;
+            const uint16_t* numbers[2];
+            for (size_t side = 0; side < 2; side++) {
+                numbers[side] = reinterpret_cast<const uint16_t*>(piece(side, block, some.first));
+                if constexpr (L != Layout::bf16_tiles) {
+                    unpack<L>(columns.weights(side), columns.block(side, block, blocks.last), some, work.numbers[side]);
+                    numbers[side] = work.numbers[side];
+                }
+            }
+            const bool more = block + columns.step() < blocks.last;
+            const size_t follows = more ? block + columns.step() : blocks.first, from = more ? some.first : some.last;
+            // Every other pair of tiles asks for a part of the next left block, the rest for the right one.
+            const size_t share = (pairs + 1) / 2, each = (group_bytes / 64 + share - 1) / share;
             for (size_t pair = 0; pair < pairs; pair++) {
-                const auto* line = reinterpret_cast<const uint8_t*>(piece(follows + pair % 2, from));
-                add(tokens + 2 * pair * next + first * kTileNumbers, next, piece(block, first), piece(block + 1, first),
-                    last - first, i == 0, work.totals[pair][(block - blocks.first) / 2],
-                    {line + pair / 2 * each * (last - first) * 64, each});
+                const uint8_t* line = piece(pair % 2, follows, from);
+                add(tokens + 2 * pair * next + some.first * kTileNumbers, next, numbers[0], numbers[1], count, i == 0,
+                    work.totals[pair][(block - blocks.first) / columns.step()], {line + pair / 2 * each * count * 64, each});
             }
         }
     }
 }
 
-// Calls give(row, first, numbers) with the totals of each row, all blocks side by side, plus the bias.
+// Calls give(rows, blocks, work) for parts of all rows and blocks, with their totals.
 template <class Give>
-void multiply_some(const Weights& w, const uint16_t* x, Range rows, Range blocks, const float* bias, const Give& give) {
+void multiply_some(const Columns& columns, const uint16_t* x, Range rows, Range blocks, const Give& give) {
+    const size_t most = kMostBlocks / 2 * columns.step();
     for (size_t row = rows.first; row < rows.last; row += kMostTokens)
-        for (size_t block = blocks.first; block < blocks.last; block += kMostBlocks) {
+        for (size_t block = blocks.first; block < blocks.last; block += most) {
             const Range some{row, std::min(row + kMostTokens, rows.last)};
-            const Range few{block, std::min(block + kMostBlocks, blocks.last)};
+            const Range few{block, std::min(block + most, blocks.last)};
             Workspace& work = workspace();
-            add_up(w, x, some, few, work);
-            for (size_t token = some.first; token < some.last; token++) {
-                const size_t t = token - some.first, first = few.first * kTile, end = std::min(few.last * kTile, w.rows);
-                for (size_t b = 0; b < few.last - few.first; b++) {
-                    const float* totals = work.totals[t / kTile / 2][b / 2] + (t / kTile % 2 * 2 + b % 2) * kTotals;
-                    __m512 result = _mm512_load_ps(totals + t % kTile * kTile);
-                    const size_t left = w.rows - first - b * kTile;
-                    const auto kept = static_cast<__mmask16>(left < kTile ? (1u << left) - 1 : 0xffff);
-                    if (bias) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(kept, bias + first + b * kTile));
-                    _mm512_store_ps(work.row + b * kTile, result);
-                }
-                give(token, Range{first, end}, work.row);
-            }
+            if (columns.left->layout == Layout::bf16_tiles)
+                add_up<Layout::bf16_tiles>(columns, x, some, few, work);
+            else
+                for_layout(columns.left->layout, [&](auto layout) { add_up<layout>(columns, x, some, few, work); });
+            give(some, few, work);
         }
 }
 
+// The first `count` of sixteen numbers.
+__mmask16 first_of(size_t count) { return static_cast<__mmask16>(count < kTile ? (1u << count) - 1 : 0xffff); }
+
+// The totals of token `t` and pair `pair` of blocks on one side.
+__m512 totals_of(const Workspace& work, size_t t, size_t pair, size_t side) {
+    return _mm512_load_ps(work.totals[t / kTile / 2][pair] + (t / kTile % 2 * 2 + side) * kTotals + t % kTile * kTile);
+}
+
+// The results of one layer: its totals plus the bias. Calls give(row, columns, numbers) for each row.
+template <class Give>
+void multiply_layer(const Weights& w, const uint16_t* x, Range rows, Range blocks, const float* bias, const Give& give) {
+    multiply_some({&w, &w}, x, rows, blocks, [&](Range some, Range few, Workspace& work) {
+        const size_t first = few.first * kTile;
+        for (size_t token = some.first; token < some.last; token++) {
+            for (size_t b = 0; b < few.last - few.first; b++) {
+                __m512 result = totals_of(work, token - some.first, b / 2, b % 2);
+                const __mmask16 kept = first_of(w.rows - first - b * kTile);
+                if (bias) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(kept, bias + first + b * kTile));
+                _mm512_store_ps(work.row + b * kTile, result);
+            }
+            give(token, Range{first, std::min(few.last * kTile, w.rows)}, work.row);
+        }
+    });
+}
+
 void multiply(const Weights& w, const uint16_t* x, Range rows, Range blocks, const Output& out) {
-    multiply_some(w, x, rows, blocks, out.bias, [&](size_t row, Range columns, float* numbers) {
+    multiply_layer(w, x, rows, blocks, out.bias, [&](size_t row, Range columns, const float* numbers) {
         const size_t at = row * w.rows + columns.first, count = columns.last - columns.first;
         for (size_t i = 0; i < count; i += kTile) {
-            const auto kept = static_cast<__mmask16>(count - i < kTile ? (1u << (count - i)) - 1 : 0xffff);
+            const __mmask16 kept = first_of(count - i);
             __m512 result = _mm512_load_ps(numbers + i);
             if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at + i), result);
             _mm512_mask_storeu_ps(out.data + at + i, kept, result);
@@ -161,17 +245,55 @@ void multiply(const Weights& w, const uint16_t* x, Range rows, Range blocks, con
     });
 }
 
+// A row of results after a step, rounded to its place among the next layer's input.
+void hand_on(const Step& step, float* numbers, const float* second, Range columns, size_t row, size_t groups, uint16_t* to) {
+    const size_t count = columns.last - columns.first;
+    kFloatAvx512.prepare(step, numbers, second, count, numbers);
+    round_columns(numbers, count, place(to, groups, row, columns.first / kGroup));
+}
+
 void multiply_between(const Weights& w, const uint16_t* x, Range rows, Range blocks, const float* bias, const Step& step,
                       uint16_t* to) {
-    multiply_some(w, x, rows, blocks, bias, [&](size_t row, Range columns, float* numbers) {
-        const size_t count = columns.last - columns.first;
-        kFloatAvx512.prepare(step, numbers, nullptr, count, numbers);
-        round_columns(numbers, count, place(to, groups_of(w.rows), row, columns.first / kGroup));
+    multiply_layer(w, x, rows, blocks, bias, [&](size_t row, Range columns, float* numbers) {
+        hand_on(step, numbers, nullptr, columns, row, groups_of(w.rows), to);
     });
 }
 
+void multiply_gated(const Weights& gate, const Weights& up, const uint16_t* x, Range rows, Range blocks, uint16_t* to) {
+    multiply_some({&gate, &up}, x, rows, blocks, [&](Range some, Range few, Workspace& work) {
+        float *const gates = work.row, *const ups = work.row + kMostBlocks / 2 * kTile;
+        for (size_t token = some.first; token < some.last; token++) {
+            for (size_t b = 0; b < few.last - few.first; b++) {
+                _mm512_store_ps(gates + b * kTile, totals_of(work, token - some.first, b, 0));
+                _mm512_store_ps(ups + b * kTile, totals_of(work, token - some.first, b, 1));
+            }
+            hand_on({Step::swiglu}, gates, ups, {few.first * kTile, std::min(few.last * kTile, gate.rows)}, token,
+                    groups_of(gate.rows), to);
+        }
+    });
+}
+
+constexpr Bf16Linear kLinear = {kMostTokens, kMostBlocks, nbytes, round, multiply, multiply_between, multiply_gated};
+
+// Packed weights are those of AVX-512 VNNI, and so is all else that is multiplied with them.
+void multiply_bytes(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
+    kAvx512Vnni.multiply(w, x, rows, blocks, out);
+}
+
+double tile_work(size_t rounds) {
+    const Tiles configured;
+    for (size_t i = 0; i < rounds; i++) {
+        multiply_brain_floats<0, 4, 6>();
+        multiply_brain_floats<1, 5, 7>();
+        multiply_brain_floats<2, 4, 7>();
+        multiply_brain_floats<3, 5, 6>();
+    }
+    return static_cast<double>(rounds) * 4 * 2 * 16 * 16 * 32;
+}
+
+double float_work(size_t rounds) { return kAvx512Vnni.float_work(rounds); }
+
 }  // namespace
 
-const Bf16Linear kAmxLinear = {kMostTokens, 48, nbytes, round, multiply, multiply_between};
-
+const Kernels kAmx = {"amx", kRows, 192, &kFloatAvx512, multiply_bytes, "bf16", tile_work, float_work, &kLinear, &kAmxAttention};
 }  // namespace handlens

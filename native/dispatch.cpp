@@ -40,24 +40,14 @@ bool may_use_tiles() {
 std::vector<std::string> lacking_amx() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     __get_cpuid_count(7, 0, &a, &b, &c, &d);
-    const bool tiles = d >> 24 & 1, int8 = d >> 25 & 1;
+    const bool tiles = d >> 24 & 1, bf16 = d >> 22 & 1;
+    const bool conversions = __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;
     // Whether the system saves what AMX adds: bits 17 and 18 of the register that xgetbv reads, if there is one.
     unsigned saved = 0;
     if (__get_cpuid(1, &a, &b, &c, &d) && c >> 27 & 1) asm volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
     const bool system = (saved >> 17 & 3) == 3;
-    return lacking({{"amx-tile", tiles}, {"amx-int8", int8},
+    return lacking({{"amx-tile", tiles}, {"amx-bf16", bf16}, {"avx512_bf16", conversions},
                     {"the system's permission", !tiles || (system && may_use_tiles())}});
-}
-#endif
-
-#ifdef HANDLENS_AMX_BF16
-bool has_bf16(const Kernels& kernels) {
-    static const bool there = [] {
-        unsigned a = 0, b = 0, c = 0, d = 0;
-        const bool tiles = __get_cpuid_count(7, 0, &a, &b, &c, &d) && d >> 22 & 1;
-        return tiles && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;  // and avx512_bf16
-    }();
-    return there && &kernels == &kAmx;
 }
 #endif
 
@@ -106,20 +96,6 @@ const std::vector<const Kernels*>& usable_kernels() {
         return found;
     }();
     return usable;
-}
-
-const Bf16Attention* bf16_attention([[maybe_unused]] const Kernels& kernels) {
-#ifdef HANDLENS_AMX_BF16
-    if (has_bf16(kernels)) return &kAmxAttention;
-#endif
-    return nullptr;
-}
-
-const Bf16Linear* bf16_linear([[maybe_unused]] const Kernels& kernels) {
-#ifdef HANDLENS_AMX_BF16
-    if (has_bf16(kernels)) return &kAmxLinear;
-#endif
-    return nullptr;
 }
 
 }  // namespace handlens

@@ -17,7 +17,7 @@
 // the other:
 //     total = fma(x, weight, total)
 // So the bits of a result depend neither on the instruction set, nor on the threads, nor on the rows beside it. Two tables
-// are not bound to the first, and only some processors have them: Bf16Linear, for bf16_tiles, and Bf16Attention.
+// are not bound to the first, and only some processors have them: Bf16Linear and Bf16Attention.
 #pragma once
 
 #include <cstddef>
@@ -219,7 +219,8 @@ struct Bf16Attention {
     void (*attend)(const Attention& attention, size_t task, const uint8_t* packed, uint8_t* scratch);
 };
 
-// Linear layers of the layout bf16_tiles, whose activations are rounded to bfloat16 as well (see amx_linear.cpp).
+// Linear layers whose weights and activations are rounded to bfloat16 (see amx_linear.cpp): those of the layout bf16_tiles,
+// and those with quantised weights in groups.
 struct Bf16Linear {
     size_t rows, blocks;  // in one task, at most: rows of x whose number is a multiple of 32, and an even number of blocks
     // Bytes of so many rows of x, rounded; they lie at a multiple of 64 bytes.
@@ -231,6 +232,10 @@ struct Bf16Linear {
     // The same, but the results take a step without a second input and are rounded for the next layer.
     void (*multiply_between)(const Weights& weights, const uint16_t* x, Range rows, Range blocks, const float* bias,
                              const Step& step, uint16_t* into);
+    // The same with the swiglu of two layers' results. The weights have one shape and layout, and half as many blocks make
+    // a task.
+    void (*multiply_gated)(const Weights& gate, const Weights& up, const uint16_t* x, Range rows, Range blocks,
+                           uint16_t* into);
 };
 
 struct Kernels {
@@ -241,9 +246,19 @@ struct Kernels {
     // out[row, r] for these rows of x and the rows r of these blocks of the weights.
     void (*multiply)(const Weights& weights, const Activations& x, Range rows, Range blocks, const Output& out);
     // What the machine can do at most, for benchmarks: each does `rounds` rounds of independent operations on registers
-    // and gives their number, a multiplication and its addition counting as two.
-    double (*integer_work)(size_t rounds);
+    // and gives their number, a multiplication and its addition counting as two. `fastest` are the numbers that it
+    // multiplies fastest, of those that the kernels multiply.
+    const char* fastest;
+    double (*fastest_work)(size_t rounds);
     double (*float_work)(size_t rounds);
+    // Null where there are none; there are both or neither.
+    const Bf16Linear* bf16_linear = nullptr;
+    const Bf16Attention* bf16_attention = nullptr;
+
+    // Whether weights of a layout are multiplied in bfloat16: quantised ones where that is wanted.
+    bool in_bf16(Layout layout, bool wanted) const {
+        return layout == Layout::bf16_tiles || (wanted && bf16_linear && !is_float(layout) && run_of(layout) == 1);
+    }
 };
 
 extern const FloatKernels kFloatScalar;
@@ -254,11 +269,8 @@ extern const FloatKernels kFloatAvx512;
 extern const Kernels kAvx2;
 extern const Kernels kAvx512Vnni;
 #ifdef HANDLENS_AMX
-extern const Kernels kAmx;
-#ifdef HANDLENS_AMX_BF16
 extern const Bf16Attention kAmxAttention;
-extern const Bf16Linear kAmxLinear;
-#endif
+extern const Kernels kAmx;
 #endif
 #endif
 #ifdef HANDLENS_ARM

@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -73,7 +74,7 @@ const Kernels& kernels_named(const std::string& name) {
 Layout layout_named(const std::string& as, const Source& source, const Kernels& kernels) {
     if (!as.empty() && as != "int8" && as != "bf16")
         throw nb::value_error(("weights are packed as int8 or bf16, not '" + as + "'").c_str());
-    if (as == "bf16" && !bf16_linear(kernels))
+    if (as == "bf16" && !kernels.bf16_linear)
         throw nb::value_error((std::string(kernels.name) + " multiplies no bf16 on this processor").c_str());
     const Layout layout = as == "int8" ? Layout::q8_row : as == "bf16" ? Layout::bf16_tiles : source.layout;
     if (!packs_as(source, layout))
@@ -355,8 +356,8 @@ public:
     // In whole tiles of every instruction set.
     Share(const Kernels& kernels, size_t rows, size_t blocks)
         : Share(rows, blocks, kernels.rows, 48, rows <= kFewRows ? kBlocksOfFew : kBlocks, kBlocks) {}
-    Share(const Bf16Linear& linear, size_t rows, size_t blocks)
-        : Share(rows, blocks, linear.rows, 32, linear.blocks, linear.blocks / 8) {}
+    Share(const Bf16Linear& linear, size_t rows, size_t blocks, bool gated = false)
+        : Share(rows, blocks, linear.rows, 32, linear.blocks / (gated ? 2 : 1), linear.blocks / 8) {}
 
     size_t tasks() const { return runs() * (large_ + (blocks_ - large_ * most_blocks_ + few_blocks_ - 1) / few_blocks_); }
     // Tasks that follow one another share their weights.
@@ -394,7 +395,7 @@ struct Layer {
 
 std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
                                 const std::vector<std::optional<Vector>>& biases,
-                                const std::optional<Matrix>& residual) {
+                                const std::optional<Matrix>& residual, bool bf16) {
     if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
         throw nb::value_error("one output and one bias or None for each weight are wanted");
     if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
@@ -411,8 +412,9 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
         if (residual) check_matrix(*residual, rows, w.rows, "the residual");
         if (weights[i]->kernels != weights[0]->kernels)
             throw nb::value_error("weights of one call are packed for one instruction set");
-        const Share share = w.layout == Layout::bf16_tiles ? Share(*bf16_linear(*weights[i]->kernels), rows, w.blocks())
-                                                           : Share(*weights[i]->kernels, rows, w.blocks());
+        const Kernels& kernels = *weights[i]->kernels;
+        const Share share = kernels.in_bf16(w.layout, bf16) ? Share(*kernels.bf16_linear, rows, w.blocks())
+                                                            : Share(kernels, rows, w.blocks());
         layers.push_back({weights[i],
                           {outs[i].data(), biases[i] ? biases[i]->data() : nullptr, residual ? residual->data() : nullptr},
                           share, first});
@@ -425,8 +427,8 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
 // quantised once for all.
 void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
              const std::vector<std::optional<Vector>>& biases, const std::optional<Matrix>& residual,
-             const PreparedBy* by) {
-    const std::vector<Layer> layers = check_layers(x, weights, outs, biases, residual);
+             const PreparedBy* by, bool bf16) {
+    const std::vector<Layer> layers = check_layers(x, weights, outs, biases, residual, bf16);
     const Step step = by ? by->step : Step{};
     check_alignment(x.data(), "x");
     if (by) check_step(*by, x);
@@ -435,14 +437,14 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
     const Kernels& kernels = *weights[0]->kernels;
     const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
     const bool prepared = step.kind != Step::none;
-    const Bf16Linear* const linear = bf16_linear(kernels);
+    const Bf16Linear* const linear = kernels.bf16_linear;
     Wanted wanted{};
     for (const Packed* packed : weights) {
         const Layout layout = packed->weights.layout;
-        (layout == Layout::bf16_tiles ? wanted.brain_floats
-         : is_float(layout)           ? wanted.floats
-         : run_of(layout) == 1        ? wanted.groups
-                                      : wanted.runs) = true;
+        (kernels.in_bf16(layout, bf16) ? wanted.brain_floats
+         : is_float(layout)               ? wanted.floats
+         : run_of(layout) == 1            ? wanted.groups
+                                          : wanted.runs) = true;
     }
     wanted.floats &= prepared;
     compute([&](Pool::Lease& pool) {
@@ -460,7 +462,7 @@ void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::ve
             const Layer& layer = layers[i];
             const Weights& w = layer.packed->weights;
             const Range some = layer.share.rows(task - layer.first), blocks = layer.share.blocks(task - layer.first);
-            if (w.layout == Layout::bf16_tiles)
+            if (kernels.in_bf16(w.layout, bf16))
                 linear->multiply(w, in.brain_floats, some, blocks, layer.out);
             else if (is_float(w.layout))
                 kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layer.out);
@@ -479,7 +481,7 @@ bool attend_in_bf16(Pool::Lease& pool, const Bf16Attention& kernels, const Atten
                     interrupted);
 }
 
-// A linear layer of bf16 weights inside a call that does more than one.
+// A linear layer in bf16 inside a call that does more than one.
 struct Inner {
     const Packed* packed;
     const float* bias;
@@ -490,8 +492,8 @@ struct Inner {
 Inner check_inner(const Packed& packed, const std::optional<Vector>& bias, size_t rows, size_t columns,
                   const Packed& first) {
     const Weights& w = packed.weights;
-    if (w.layout != Layout::bf16_tiles || packed.kernels != first.kernels)
-        throw nb::value_error("all weights of one call are bf16, for one instruction set");
+    if (!packed.kernels->in_bf16(w.layout, true) || packed.kernels != first.kernels)
+        throw nb::value_error("all weights of one call are multiplied in bf16, and for one instruction set");
     if (w.rows != rows || w.columns != columns)
         throw nb::value_error(("a weight is " + size(w.rows, w.columns) + ", but " + size(rows, columns) + " is wanted").c_str());
     if (bias) check_vector(*bias, rows, "the bias");
@@ -515,7 +517,7 @@ private:
 // Rounds the rows of x to bfloat16 after a step.
 bool round_rows(Pool::Lease& pool, const Packed& first, const Step& step, const float* x, size_t rows, size_t columns,
                 uint16_t* to) {
-    const Bf16Linear& linear = *bf16_linear(*first.kernels);
+    const Bf16Linear& linear = *first.kernels->bf16_linear;
     return for_rows(pool, rows, [&](size_t row) {
         linear.round(take(*first.kernels->floats, step, x + row * columns, nullptr, columns), columns, to, row);
     });
@@ -523,7 +525,7 @@ bool round_rows(Pool::Lease& pool, const Packed& first, const Step& step, const 
 
 bool multiply_inner(Pool::Lease& pool, const Inner& layer, const uint16_t* x, size_t rows, float* out,
                     const float* residual) {
-    const Bf16Linear& linear = *bf16_linear(*layer.packed->kernels);
+    const Bf16Linear& linear = *layer.packed->kernels->bf16_linear;
     const Share share(linear, rows, layer.weights().blocks());
     return pool.run(share.tasks(), [&](size_t task) {
         linear.multiply(layer.weights(), x, share.rows(task), share.blocks(task), {out, layer.bias, residual});
@@ -542,7 +544,7 @@ void feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, c
     check_alignment(x.data(), "x");
     check_step(by, x);
     if (rows == 0) return;
-    const Bf16Linear& linear = *bf16_linear(*up.kernels);
+    const Bf16Linear& linear = *up.kernels->bf16_linear;
     const Share share(linear, rows, first.weights().blocks());
     Parts parts;
     const size_t in_at = parts.add(linear.nbytes(rows, columns)), inner_at = parts.add(linear.nbytes(rows, wide));
@@ -555,6 +557,32 @@ void feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, c
                                            between.step, inner);
                }, interrupted) &&
                multiply_inner(pool, second, inner, rows, out.data(), x.data());
+    });
+}
+
+// out = x plus what three linear layers make of it after a step: down of silu(gate) * up.
+void gated_feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const Packed& gate, const Packed& up,
+                        const Packed& down) {
+    const size_t rows = x.shape(0), columns = x.shape(1), wide = gate.weights.rows;
+    for (const Packed* packed : {&gate, &up}) check_inner(*packed, {}, wide, columns, gate);
+    const Inner last = check_inner(down, {}, columns, wide, gate);
+    if (gate.weights.layout != up.weights.layout) throw nb::value_error("gate and up have one layout");
+    check_matrix(out, rows, columns, "the output");
+    check_alignment(x.data(), "x");
+    check_step(by, x);
+    if (rows == 0) return;
+    const Bf16Linear& linear = *gate.kernels->bf16_linear;
+    const Share share(linear, rows, gate.weights.blocks(), true);
+    Parts parts;
+    const size_t in_at = parts.add(linear.nbytes(rows, columns)), inner_at = parts.add(linear.nbytes(rows, wide));
+    compute([&](Pool::Lease& pool) {
+        uint8_t* const memory = parts.memory(pool);
+        auto *const in = reinterpret_cast<uint16_t*>(memory + in_at), *const inner = reinterpret_cast<uint16_t*>(memory + inner_at);
+        return round_rows(pool, gate, by.step, x.data(), rows, columns, in) &&
+               pool.run(share.tasks(), [&](size_t task) {
+                   linear.multiply_gated(gate.weights, up.weights, in, share.rows(task), share.blocks(task), inner);
+               }, interrupted) &&
+               multiply_inner(pool, last, inner, rows, out.data(), x.data());
     });
 }
 
@@ -573,8 +601,8 @@ void self_attention(const Matrix& x, const OutMatrix& out, const PreparedBy& by,
     check_step(by, x);
     if (rows == 0) return;
     const Packed& first = *weights[0];
-    const Bf16Linear& linear = *bf16_linear(*first.kernels);
-    const Bf16Attention& attention = *bf16_attention(*first.kernels);
+    const Bf16Linear& linear = *first.kernels->bf16_linear;
+    const Bf16Attention& attention = *first.kernels->bf16_attention;
     const size_t width = columns / heads;
     Attention a{rows, heads, heads, rows, width, false, nullptr, nullptr, nullptr, width, columns, width, columns, nullptr};
     Parts parts;
@@ -622,7 +650,7 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
     for (const void* data : {a.keys, a.values})
         if (!half) check_alignment(data, "an array");
     if (bf16) {
-        const Bf16Attention* attention = bf16_attention(kernels_named(isa));
+        const Bf16Attention* attention = kernels_named(isa).bf16_attention;
         if (!attention || causal)
             throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
         return compute([&](Pool::Lease& pool) {
@@ -767,7 +795,8 @@ NB_MODULE(_native, m) {
                                                    p.weights.codes, {p.nbytes}, nb::find(p)); },
                      "All bytes, which `memory` takes.")
         .def_prop_ro("shape", [](const Packed& p) { return nb::make_tuple(p.weights.rows, p.weights.columns); })
-        .def_prop_ro("is_bf16", [](const Packed& p) { return p.weights.layout == Layout::bf16_tiles; })
+        .def("in_bf16", [](const Packed& p, bool wanted) { return p.kernels->in_bf16(p.weights.layout, wanted); },
+             "wanted"_a = false, "Whether they are multiplied in bf16; quantised ones are where it is wanted, if they can be.")
         .def_prop_ro("isa", [](const Packed& p) { return p.kernels->name; });
     m.def("packed_bytes", [](const std::string& type, size_t rows, size_t columns, const std::string& isa, const std::string& as) {
         return make_packed(type, rows, columns, isa, as).nbytes;
@@ -782,13 +811,17 @@ NB_MODULE(_native, m) {
              "kind"_a, "weight"_a.noconvert().none() = nb::none(), "bias"_a.noconvert().none() = nb::none(), "eps"_a = 0.0f,
              "second"_a.noconvert().none() = nb::none());
     m.def("linears", &linears, "x"_a.noconvert(), "weights"_a, "outs"_a.noconvert(), "biases"_a.noconvert(),
-          "residual"_a.noconvert().none() = nb::none(), "step"_a.none() = nb::none(),
+          "residual"_a.noconvert().none() = nb::none(), "step"_a.none() = nb::none(), "bf16"_a = false,
           "Writes x [n, columns] after a step, times the transpose of each weight, plus its bias and the residual, into "
-          "outs [n, rows].");
+          "outs [n, rows]. With bf16 quantised weights are multiplied in it, where there are kernels for that.");
     m.def("feed_forward", &feed_forward, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "up"_a,
           "up_bias"_a.noconvert().none(), "between"_a, "down"_a, "down_bias"_a.noconvert().none(),
           "Writes x [n, columns], plus what two layers of bf16 weights make of it after a step, with another step between "
           "them, into out, which may be x.");
+    m.def("gated_feed_forward", &gated_feed_forward, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "gate"_a, "up"_a,
+          "down"_a,
+          "Writes x [n, columns], plus what three layers in bf16 make of it after a step, down of silu(gate) * up, into out, "
+          "which may be x.");
     m.def("self_attention", &self_attention, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "weights"_a,
           "biases"_a.noconvert(), "heads"_a,
           "Writes x [n, columns], plus what attention among its rows makes of it after a step, into out, which may be x. The "
@@ -797,7 +830,7 @@ NB_MODULE(_native, m) {
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
           "causal"_a, "isa"_a, "bf16"_a = false,
           "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
-    m.def("multiplies_bf16", [](const std::string& isa) { return bf16_linear(kernels_named(isa)) != nullptr; },
+    m.def("multiplies_bf16", [](const std::string& isa) { return kernels_named(isa).bf16_linear != nullptr; },
           "isa"_a, "Whether these kernels multiply bfloat16 weights, and attend in bfloat16 where nothing is causal.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
@@ -819,9 +852,11 @@ NB_MODULE(_native, m) {
         for (const InstructionSet& set : instruction_sets()) sets[set.kernels->name] = nb::cast(set.lacking);
         return sets;
     }, "All instruction sets with kernels in this binary, the fastest first, each with what the processor lacks for it.");
-    m.def("integer_rate", [](const std::string& isa, size_t rounds) {
-        return arithmetic_rate(kernels_named(isa).integer_work, rounds);
-    }, "isa"_a, "rounds"_a, "Integer operations a second that all threads do together, in `rounds` rounds of a loop.");
+    m.def("fastest_rate", [](const std::string& isa, size_t rounds) {
+        const Kernels& kernels = kernels_named(isa);
+        return std::pair(kernels.fastest, arithmetic_rate(kernels.fastest_work, rounds));
+    }, "isa"_a, "rounds"_a, "The numbers that are multiplied fastest, int8 or bf16, and the operations on them a second that all "
+                            "threads do together, in `rounds` rounds of a loop.");
     m.def("float_rate", [](const std::string& isa, size_t rounds) {
         return arithmetic_rate(kernels_named(isa).float_work, rounds);
     }, "isa"_a, "rounds"_a, "Float operations a second that all threads do together, in `rounds` rounds of a loop.");

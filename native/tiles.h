@@ -1,26 +1,24 @@
 // The tiles of AMX and the instructions on them.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace handlens {
 namespace {
 
-// Sixteen or fewer rows of the left operand, and its columns in bytes, in the tiles: 0 to 3 are products, 4 and 5 left
-// operands, 6 and 7 right ones. With all sixteen rows and 64 columns every tile is whole and may be anything.
+// All eight tiles, of sixteen rows of 64 bytes each, for as long as this lives.
 class Tiles {
 public:
-    Tiles(size_t rows, size_t columns) {
+    Tiles() {
         struct alignas(64) {
             uint8_t palette = 1, start_row = 0, reserved[14] = {};
             uint16_t row_bytes[16] = {};
             uint8_t rows[16] = {};
         } config;
-        for (size_t i = 0; i < 8; i++) {
-            config.rows[i] = static_cast<uint8_t>(i < 6 ? rows : columns / 4);
-            config.row_bytes[i] = static_cast<uint16_t>(i == 4 || i == 5 ? columns : 64);
-        }
+        std::fill_n(config.rows, 8, 16);
+        std::fill_n(config.row_bytes, 8, 64);
         asm volatile("ldtilecfg %0" ::"m"(config));
     }
     ~Tiles() { asm volatile("tilerelease" ::); }
@@ -48,11 +46,6 @@ template <int Tile, size_t Bytes>
 inline __attribute__((always_inline)) void store_tile(void* to, size_t stride) {
     auto& memory = *static_cast<uint8_t(*)[Bytes]>(to);
     asm volatile("tilestored %%tmm%c1, (%2,%3,1)" : "=m"(memory) : "i"(Tile), "r"(to), "r"(stride));
-}
-// Adds the products of signed bytes, four at a time.
-template <int Products, int Left, int Right>
-inline __attribute__((always_inline)) void multiply_bytes() {
-    asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Products), "i"(Left), "i"(Right));
 }
 // Adds the products of bfloat16 numbers, two at a time.
 template <int Products, int Left, int Right>

@@ -56,6 +56,11 @@ def counted(chat, monkeypatch) -> list[int]:
     return read
 
 
+def asked(ids, images=()) -> Context:
+    """What a prompt without an earlier answer leaves."""
+    return Context(np.asarray(ids, np.int32), np.zeros(len(ids), bool), images)
+
+
 def remembered(chat):
     """The newest entry's ids, keys and values."""
     entry = chat.generator.prefixes.entries[-1]
@@ -94,9 +99,9 @@ def test_a_long_prompt_in_pieces_is_read_again_from_a_place_where_the_pieces_mee
     assert_same_bits(chat, other)
 
 
-def test_every_turn_of_a_conversation_equals_the_same_conversation_from_the_start(fresh):
+def test_every_turn_of_a_conversation_equals_the_same_conversation_from_the_start(fresh, monkeypatch):
     chat = fresh()
-    messages = []
+    messages, read = [], counted(chat, monkeypatch)
     for content in ([picture(260, 150), "What is it?"], ["Really?"], [picture(80, 70, 5), "And this?"], ["Why?"]):
         messages.append(user(*content))
         answer = chat.reply(messages, GREEDY)
@@ -189,7 +194,7 @@ def test_a_poisoned_request_leaves_nothing_behind(tiny_model):
 def test_memory_is_bounded_and_the_longest_unused_goes_first(tiny_model):
     backend = load(tiny_model.model).generator.backend
     store = PrefixCache(1 << 30, row_independent=True)
-    contexts = [Context(np.arange(start, start + 20, dtype=np.int32), ()) for start in range(4)]
+    contexts = [asked(np.arange(start, start + 20)) for start in range(4)]
     for context in contexts[:3]:
         cache = backend.new_cache()
         backend.forward([backend.embed(context.ids)], [cache])
@@ -213,14 +218,17 @@ def test_no_memory_means_no_memory(tiny_model):
 def test_what_two_contexts_have_in_common():
     ids = np.arange(10, dtype=np.int32)
     a, b = ("a", None), ("b", None)
-    both = Context(ids, ((2, a), (6, b)))
+    both = asked(ids, ((2, a), (6, b)))
     assert both.common(both) == 10
-    assert both.common(Context(ids, ((2, b), (6, b)))) == 2
-    assert both.common(Context(ids, ((2, a), (6, a)))) == 6
-    assert both.common(Context(ids, ((2, a),))) == both.common(Context(ids, ((2, a), (7, b)))) == 6
-    assert both.common(Context(np.array([0, 1, 2, 3, 9]), ((2, a),))) == 4
+    assert both.common(asked(ids, ((2, b), (6, b)))) == 2
+    assert both.common(asked(ids, ((2, a), (6, a)))) == 6
+    assert both.common(asked(ids, ((2, a),))) == both.common(asked(ids, ((2, a), (7, b)))) == 6
+    assert both.common(asked([0, 1, 2, 3, 9], ((2, a),))) == 4
     assert both.first(5).images == ((2, a),)
-    assert both.then([7, 7]).ids.tolist() == [*range(10), 7, 7]
+    longer = both.then([7, 7])
+    assert longer.ids.tolist() == [*range(10), 7, 7] and longer.answered.tolist() == [False] * 10 + [True] * 2
+    # What was asked is not what was answered, though it has the same ids.
+    assert longer.common(asked([*range(10), 7, 7], both.images)) == 10
 
 
 def test_a_cache_is_taken_whole_or_copied(tiny_model):
@@ -229,9 +237,9 @@ def test_a_cache_is_taken_whole_or_copied(tiny_model):
     cache = engine.backend.new_cache()
     engine.backend.forward([engine.backend.embed(ids)], [cache])
     store = PrefixCache(1 << 30, row_independent=True)
-    store.keep(Context(ids, ()), cache, ())
-    part = store.take(Context(ids[:8], ()), ())
+    store.keep(asked(ids), cache, ())
+    part = store.take(asked(ids[:8]), ())
     assert part is not cache and part.length == 7 and cache.length == 20
     assert not any(np.shares_memory(mine, theirs) for mine, theirs in zip(part._keys, cache._keys))
-    assert store.take(Context(np.append(ids, 3), ()), ()) is cache
-    assert store.take(Context(np.append(ids, 3), ()), ()) is None
+    assert store.take(asked(np.append(ids, 3)), ()) is cache
+    assert store.take(asked(np.append(ids, 3)), ()) is None

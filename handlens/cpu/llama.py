@@ -126,12 +126,14 @@ class Llama:
         caches: Sequence[KVCache],
         all_logits: bool = False,
         tails: Sequence[int] | None = None,
+        prompt: bool = False,
     ) -> np.ndarray | list[np.ndarray]:
         """The logits of the last position of each sequence [batch, V], and lengthens the caches.
 
         inputs: the embeddings [n_i, D] of each sequence's new positions; caches: what came before, one a sequence.
         With `tails` the logits of the last so many positions of each sequence come back, one behind the other; with
-        `all_logits` those of all new positions as a list of [n_i, V].
+        `all_logits` those of all new positions as a list of [n_i, V]. Positions of a `prompt` come many at a time, for
+        which kernels may multiply in bfloat16.
         """
         counts = [len(x) for x in inputs]
         if not counts or 0 in counts or len({id(cache) for cache in caches}) != len(counts):
@@ -145,7 +147,7 @@ class Llama:
         rotation = self.ops.rope_table(np.concatenate(positions), self.frequencies)
         x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
         for index in range(self.config.num_hidden_layers):
-            x = self.layer(x, index, rotation, spans, caches)
+            x = self.layer(x, index, rotation, spans, caches, prompt)
         tails = counts if all_logits else tails or [1] * len(counts)
         logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
         for cache, count in zip(caches, counts, strict=True):
@@ -159,11 +161,12 @@ class Llama:
         rotation: tuple[np.ndarray, np.ndarray],
         spans: Sequence[slice],
         caches: Sequence[KVCache],
+        prompt: bool = False,
     ) -> np.ndarray:
         """x [n, D] after one layer. Only the attention sees sequences: their rows are `spans`."""
         ops, w = self.ops, self.layers[index]
         n, head_dim, eps = len(x), self.config.head_dim, self.config.rms_norm_eps
-        q, k, v = ops.norm_linears(x, w["attn_norm"], eps, w["attn_q"], w["attn_k"], w["attn_v"])
+        q, k, v = ops.norm_linears(x, w["attn_norm"], eps, w["attn_q"], w["attn_k"], w["attn_v"], bf16=prompt)
         q = ops.rope(q.reshape(n, -1, head_dim), *rotation)  # [n, H, d]
         k = ops.rope(k.reshape(n, -1, head_dim), *rotation)  # [n, K, d]
         v = v.reshape(n, -1, head_dim)  # [n, K, d]
@@ -171,9 +174,9 @@ class Llama:
         for span, cache in zip(spans, caches, strict=True):
             keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
             read[span] = ops.causal_attention(q[span], keys, values)
-        x = ops.linear(read.reshape(n, -1), *w["attn_output"], residual=x)
-        gate, up = ops.norm_linears(x, w["ffn_norm"], eps, w["ffn_gate"], w["ffn_up"])
-        return ops.swiglu_linear(gate, up, w["ffn_down"], residual=x)
+        x = ops.linear(read.reshape(n, -1), *w["attn_output"], residual=x, bf16=prompt)
+        ffn = w["ffn_gate"], w["ffn_up"], w["ffn_down"]
+        return ops.gated_feed_forward(x, w["ffn_norm"], eps, *ffn, bf16=prompt)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """The logits [n, V] of the last layer's rows x [n, D]."""

@@ -2,8 +2,8 @@
 
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
-(or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it; everything else
-computes in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
+(or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it, and so do those with
+quantised weights where a call allows it (`bf16`) and the processor can; everything else computes in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
 `tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits for any thread count and,
 but for what is bfloat16, on every instruction set.
 """
@@ -116,10 +116,10 @@ def _file_rows(tensor: Tensor) -> int:
 
 
 def linear(
-    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None
+    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None, bf16: bool = False
 ) -> np.ndarray:
     """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added."""
-    return _linears(x, ((weight, bias),), residual)[0]
+    return _linears(x, ((weight, bias),), residual, bf16=bf16)[0]
 
 
 def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
@@ -127,9 +127,9 @@ def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
     return _linears(x, layers)
 
 
-def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple, bf16: bool = False) -> list[np.ndarray]:
     """x, normalised, through several linear layers, as `reference.norm_linears`."""
-    return _linears(x, layers, step=_norm(*norm, eps=eps))
+    return _linears(x, layers, step=_norm(*norm, eps=eps), bf16=bf16)
 
 
 def self_attention(
@@ -138,7 +138,7 @@ def self_attention(
     """x [n, D] plus what attention among its rows makes of it, as `reference.self_attention`. With weights in bfloat16
     the attention is in it too, it takes one call and x is overwritten: fresh memory takes a while to get."""
     layers = query, key, value, out
-    if not _all_bf16(*layers):
+    if not _in_bf16(*layers):
         q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, query, key, value))
         return linear(attention(q, k, v).reshape(len(x), -1), *out, residual=x)
     weights, biases = zip(*layers, strict=True)
@@ -149,7 +149,7 @@ def self_attention(
 def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: str, down: tuple) -> np.ndarray:
     """x [n, D] plus what two linear layers make of it, as `reference.feed_forward`. With weights in bfloat16 it takes
     one call, what is between them is rounded to bfloat16 at once, as the second would do, and x is overwritten."""
-    if not _all_bf16(up, down):
+    if not _in_bf16(up, down):
         (inner,) = norm_linears(x, norm, eps, up)
         return _linears(inner, (down,), x, native.Step(activation))[0]
     (wide, wide_bias), (narrow, narrow_bias) = up, down
@@ -158,13 +158,21 @@ def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: 
     return x
 
 
-def _all_bf16(*layers: tuple) -> bool:
-    return all(isinstance(layer[0], PackedWeight) and layer[0].packed.is_bf16 for layer in layers)
+def gated_feed_forward(
+    x: np.ndarray, norm: tuple, eps: float, gate: tuple, up: tuple, down: tuple, bf16: bool = False
+) -> np.ndarray:
+    """x [n, D] plus what three linear layers make of it, as `reference.gated_feed_forward`. In bfloat16 it takes one
+    call, what is between them is rounded at once, as the last would do, and x is overwritten."""
+    if not _in_bf16(gate, up, down, wanted=bf16) or gate[0].tensor.type != up[0].tensor.type:
+        gates, ups = norm_linears(x, norm, eps, gate, up, bf16=bf16)
+        return _linears(gates, (down,), x, native.Step("swiglu", second=ups), bf16)[0]
+    native.gated_feed_forward(x, x, _norm(*norm, eps=eps), *(layer[0].packed for layer in (gate, up, down)))
+    return x
 
 
-def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
-    """The residual plus silu(gate) * up through a linear layer."""
-    return _linears(gate, (layer,), residual, native.Step("swiglu", second=up))[0]
+def _in_bf16(*layers: tuple, wanted: bool = False) -> bool:
+    """Whether all layers are multiplied in bfloat16; where that is `wanted`, quantised weights are if they can be."""
+    return all(isinstance(layer[0], PackedWeight) and layer[0].packed.in_bf16(wanted) for layer in layers)
 
 
 def patch_embed(patches: np.ndarray, kernel: Weight, bias: np.ndarray) -> np.ndarray:
@@ -217,7 +225,11 @@ def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: s
 
 
 def _linears(
-    x: np.ndarray, layers: tuple, residual: np.ndarray | None = None, step: "native.Step | None" = None
+    x: np.ndarray,
+    layers: tuple,
+    residual: np.ndarray | None = None,
+    step: "native.Step | None" = None,
+    bf16: bool = False,
 ) -> list[np.ndarray]:
     """x after a step through layers of which some may have plain arrays as weights, which numpy multiplies."""
     x = np.ascontiguousarray(x)
@@ -227,7 +239,7 @@ def _linears(
     weights = [layer[0].packed for layer in layers]
     outs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
     biases = [layer[1] if len(layer) > 1 else None for layer in layers]
-    native.linears(x, weights, outs, biases, residual, step)
+    native.linears(x, weights, outs, biases, residual, step, bf16)
     return outs
 
 

@@ -27,9 +27,12 @@ def dense(weight: Weight) -> np.ndarray:
 
 
 def linear(
-    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None
+    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None, bf16: bool = False
 ) -> np.ndarray:
-    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added."""
+    """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added.
+
+    `bf16`, here and below, lets kernels multiply quantised weights in bfloat16; numpy computes in float32 all the same.
+    """
     if isinstance(weight, np.ndarray):
         out = x @ weight.T
     else:
@@ -54,7 +57,7 @@ def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
     return [linear(x, *layer) for layer in layers]
 
 
-def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple, bf16: bool = False) -> list[np.ndarray]:
     """x, normalised, through several linear layers; norm is (weight, bias) for a layer norm, (weight,) for an RMS norm.
 
     This function and the three below stand for one call each, so that kernels need not go through memory in between.
@@ -77,9 +80,12 @@ def feed_forward(x: np.ndarray, norm: tuple, eps: float, up: tuple, activation: 
     return linear({"gelu": gelu, "gelu_tanh": gelu_tanh}[activation](inner), *down, residual=x)
 
 
-def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
-    """The residual plus silu(gate) * up through a linear layer."""
-    return linear(silu(gate) * up, *layer, residual=residual)
+def gated_feed_forward(
+    x: np.ndarray, norm: tuple, eps: float, gate: tuple, up: tuple, down: tuple, bf16: bool = False
+) -> np.ndarray:
+    """x [n, D] plus the linear layer `down` of silu(gate) * up, which are linear layers of x, normalised."""
+    gates, ups = norm_linears(x, norm, eps, gate, up)
+    return linear(silu(gates) * ups, *down, residual=x)
 
 
 def embedding(ids: np.ndarray, table: Weight) -> np.ndarray:

@@ -29,12 +29,19 @@ STEP_ROWS = 9
 
 @dataclass
 class Sequence:
-    """One sequence of tokens in the model: what it has read, the inputs [n, D] that it has not read yet, and the
-    positions at which the pieces end that these are read in."""
+    """One sequence of tokens in the model: what it has read, the inputs [n, D] that it has not read yet, the positions
+    at which the pieces end that these are read in, and which of its first positions belong to an answer, as all behind
+    them do."""
 
     cache: Cache
     unread: np.ndarray
-    ends: tuple[int, ...] = ()
+    ends: tuple[int, ...]
+    answered: np.ndarray
+
+    @property
+    def in_prompt(self) -> bool:
+        """Whether the next piece is read as a prompt's."""
+        return self.cache.length < len(self.answered) and not self.answered[self.cache.length]
 
     def piece(self) -> np.ndarray:
         """The inputs that are read next."""
@@ -129,27 +136,33 @@ class Engine:
         longest = longest_slice(inputs.images) if inputs.images else 0
         keys = [self.images.key(image, longest) for image in inputs.images]
         starts = [int(span[0]) for span in image_positions(inputs)]
-        return Context(inputs.input_ids, tuple(zip(starts, keys, strict=True)))
+        answered = np.zeros(len(inputs.input_ids), bool)
+        for start, end in inputs.answers:
+            answered[start:end] = True
+        return Context(inputs.input_ids, answered, tuple(zip(starts, keys, strict=True)))
 
     def admit(
         self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
     ) -> Request:
         """A request for the answer to a prompt; it moves on with each `step()`, from where an earlier one can help."""
         prompt = self.context(inputs)
-        # The question starts a piece of its own where that is needed to meet it again.
+        # The question starts a piece of its own where that is needed to meet it again, and so does what is computed in
+        # another way.
         cuts = [] if self.backend.row_independent else [int(span[-1]) + 1 for span in image_positions(inputs)]
-        ends = piece_ends(len(prompt), cuts)
+        edges = inputs.answers.flatten().tolist() if self.backend.prompts_differ else []
+        ends = piece_ends(len(prompt), sorted({*cuts, *edges}))
         cache = self.prefixes.take(prompt, ends) or self.backend.new_cache()
         try:
             unread = self.embeddings(inputs, progress, cache.length)
         except BaseException:
             self.prefixes.keep(prompt.first(cache.length), cache, ends)
             raise
-        return self._enter(Sequence(cache, unread, ends), params, stop_ids, prompt)
+        return self._enter(Sequence(cache, unread, ends, prompt.answered), params, stop_ids, prompt)
 
     def submit(self, embeddings: np.ndarray, params: SamplingParams, stop_ids: tuple[int, ...]) -> Request:
         """A request for what follows `embeddings` [n, D]; it moves on with each `step()`."""
-        sequence = Sequence(self.backend.new_cache(), embeddings, piece_ends(len(embeddings)))
+        answered = np.zeros(len(embeddings), bool)
+        sequence = Sequence(self.backend.new_cache(), embeddings, piece_ends(len(embeddings)), answered)
         return self._enter(sequence, params, stop_ids)
 
     def _enter(
@@ -204,10 +217,21 @@ class Engine:
             for piece, guess in zip(pieces, guessed)
         ]
         tails = [1 + len(guess) for guess in guessed]
-        logits = self.backend.forward(inputs, [sequence.cache for sequence in sequences], tails)
-        for sequence, piece in zip(sequences, pieces):
-            sequence.read(len(piece))
-        return logits
+        found: dict[int, np.ndarray] = {}
+        for prompt, places in self._calls(sequences):
+            caches, sizes = [sequences[place].cache for place in places], [tails[place] for place in places]
+            logits = self.backend.forward([inputs[place] for place in places], caches, sizes, prompt)
+            for place, part in zip(places, np.split(logits, np.cumsum(sizes)[:-1])):
+                sequences[place].read(len(pieces[place]))
+                found[place] = part
+        return np.concatenate([found[place] for place in range(len(sequences))])
+
+    def _calls(self, sequences: list[Sequence]) -> list[tuple[bool, list[int]]]:
+        """Which sequences go to the backend together, and whether as prompts: all, or prompts apart from answers."""
+        kinds = [sequence.in_prompt for sequence in sequences]
+        if not self.backend.prompts_differ:
+            return [(any(kinds), list(range(len(sequences))))]
+        return [(kind, [place for place, other in enumerate(kinds) if other == kind]) for kind in sorted(set(kinds))]
 
     def _advance(self, request: Request, logits: np.ndarray, guess: list[int]) -> None:
         if not np.isfinite(logits).all():
@@ -257,7 +281,8 @@ class Engine:
             live[parent].cache if last_use[parent] == position else live[parent].cache.copy()
             for position, (parent, _) in enumerate(choices)
         ]
-        return [Sequence(cache, embeddings[i : i + 1], live[0].ends) for i, cache in enumerate(caches)]
+        first = live[0]
+        return [Sequence(cache, embeddings[i : i + 1], first.ends, first.answered) for i, cache in enumerate(caches)]
 
 
 def image_positions(inputs: Inputs) -> list[np.ndarray]:

@@ -16,29 +16,34 @@ from handlens.backend import Cache
 
 @dataclass(frozen=True)
 class Context:
-    """What stands in a cache: `ids` int32 [n] and, since all images have the same filler ids, which image begins where.
+    """What stands in a cache: `ids` int32 [n], which of them an answer's are, bool [n], for they may be computed in
+    another way than a prompt's, and, since all images have the same filler ids, which image begins where.
 
     An image is (its first position, a key of everything that its vectors depend on); the keys are compared whole.
     """
 
     ids: np.ndarray
-    images: tuple[tuple[int, tuple], ...]
+    answered: np.ndarray
+    images: tuple[tuple[int, tuple], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def then(self, ids: Sequence[int]) -> "Context":
-        """This context followed by text."""
-        return Context(np.concatenate([self.ids, np.asarray(ids, self.ids.dtype)]), self.images)
+        """This context followed by an answer."""
+        answered = np.concatenate([self.answered, np.ones(len(ids), bool)])
+        return Context(np.concatenate([self.ids, np.asarray(ids, self.ids.dtype)]), answered, self.images)
 
     def first(self, length: int) -> "Context":
         """The first positions of this context."""
-        return Context(self.ids[:length], tuple(image for image in self.images if image[0] < length))
+        images = tuple(image for image in self.images if image[0] < length)
+        return Context(self.ids[:length], self.answered[:length], images)
 
     def common(self, other: "Context") -> int:
         """How many positions the two have in common from the start. The first image that differs ends them."""
         shorter = min(len(self), len(other))
-        differ = np.flatnonzero(self.ids[:shorter] != other.ids[:shorter])
+        alike = (self.ids[:shorter] == other.ids[:shorter]) & (self.answered[:shorter] == other.answered[:shorter])
+        differ = np.flatnonzero(~alike)
         length = int(differ[0]) if len(differ) else shorter
         for mine, theirs in zip_longest(self.images, other.images):
             if mine != theirs:

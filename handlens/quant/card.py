@@ -264,7 +264,7 @@ def _predictions(chat: Chat, text: str) -> Iterator[tuple[np.ndarray, np.ndarray
     for start in range(0, len(ids), WINDOW):
         piece = ids[start : start + WINDOW]
         inputs = backend.embed(np.array([bos, *piece[:-1]]))
-        logits = backend.forward([inputs], [backend.new_cache()], [len(piece)])
+        logits = backend.forward([inputs], [backend.new_cache()], [len(piece)], prompt=True)
         yield logits, np.array(piece)
 
 

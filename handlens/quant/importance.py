@@ -87,7 +87,7 @@ def _read_text(chat: Chat, path: Path) -> None:
     step = min(PIECE_TOKENS, chat.context_length) - 1
     for first in range(0, len(ids), step):
         piece = np.array([start, *ids[first : first + step]])
-        backend.forward([backend.embed(piece)], [backend.new_cache()])
+        backend.forward([backend.embed(piece)], [backend.new_cache()], prompt=True)
 
 
 def _observe(backend: Any, sums: _Sums) -> None:
@@ -115,10 +115,10 @@ def _observed(ops: Any, note: Callable[..., None]) -> SimpleNamespace:
         note(x, *layers)
         return ops.linears(x, *layers)
 
-    def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple) -> list[np.ndarray]:
+    def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple, **options: Any) -> list[np.ndarray]:
         normalise = ops.layer_norm if len(norm) == 2 else ops.rms_norm
         note(normalise(x, *norm, eps), *layers)
-        return ops.norm_linears(x, norm, eps, *layers)
+        return ops.norm_linears(x, norm, eps, *layers, **options)
 
     def self_attention(x: np.ndarray, norm: tuple, eps: float, heads: int, *layers: tuple) -> np.ndarray:
         q, k, v = (part.reshape(len(x), heads, -1) for part in norm_linears(x, norm, eps, *layers[:3]))
@@ -128,11 +128,13 @@ def _observed(ops: Any, note: Callable[..., None]) -> SimpleNamespace:
         (inner,) = norm_linears(x, norm, eps, up)
         return linear(getattr(ops, activation)(inner), *down, residual=x)
 
-    def swiglu_linear(gate: np.ndarray, up: np.ndarray, layer: tuple, residual: np.ndarray) -> np.ndarray:
-        note(ops.silu(gate) * up, layer)
-        return ops.swiglu_linear(gate, up, layer, residual)
+    def gated_feed_forward(
+        x: np.ndarray, norm: tuple, eps: float, gate: tuple, up: tuple, down: tuple, **options: Any
+    ) -> np.ndarray:
+        gates, ups = norm_linears(x, norm, eps, gate, up, **options)
+        return linear(ops.silu(gates) * ups, *down, residual=x, **options)
 
-    observers = linear, linears, norm_linears, self_attention, feed_forward, swiglu_linear
+    observers = linear, linears, norm_linears, self_attention, feed_forward, gated_feed_forward
     return SimpleNamespace(**vars(ops) | {observer.__name__: observer for observer in observers})
 
 

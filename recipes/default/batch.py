@@ -119,7 +119,7 @@ class Encoder:
         processor = self._processor(queries)
         parts = render([Message("user", (ImageSlot(0), question))], TEMPLATES["llama3"], processor.names)
         patch = self.config.slices.patch_size
-        return processor.encode(parts, [SlicePlan((patch, patch), grid, (patch, patch), patch)])
+        return processor.encode(parts, [SlicePlan((patch, patch), grid, (patch, patch), patch)])[:2]
 
     @lru_cache(maxsize=2048)  # noqa: B019
     def _turn(self, question: str) -> list[int]:
