@@ -5,8 +5,9 @@
 
 prints Markdown tables. Decoding (1 token) is judged by the bytes of packed weights it reads, prefill (512 tokens) by
 its operations, a multiplication and its addition counting as two. Each round measures the limits and then the kernels,
-and shares are medians of the rounds' ratios, because other work on the machine slows both alike. The integer and float
-peaks come from loops that stay in registers, the read bandwidth from summing 1 GiB.
+and shares are medians of the rounds' ratios, because other work on the machine slows both alike. The peaks, of the
+numbers that are multiplied fastest and of floats, come from loops that stay in registers, the read bandwidth from
+summing 1 GiB.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import numpy as np
 from handlens.cpu import ops, reference
 from handlens.cpu.threads import thread_count
 from handlens.gguf.blocks import BLOCKS, Tensor
-from handlens.measure import READ_BYTES, READ_PASSES, machine_limits, seconds
+from handlens.measure import READ_BYTES, READ_PASSES, fastest_numbers, machine_limits, seconds
 
 #: Types, and where in a block their float16 scales lie.
 TYPES = {"Q4_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_XS": (0,), "Q8_0": (0,)}
@@ -59,8 +60,8 @@ def main() -> None:
         for _ in range(args.rounds):
             limits.append(machine_limits(args.isa))
             decoded = nbytes * len(layers) / min(seconds(run, decode, ops.linears) for _ in range(READ_PASSES))
-            read = operations() / seconds(run, prefill, ops.linears)
-            rounds.append((decoded, decoded / limits[-1].read, read, read / limits[-1].integer))
+            read = operations() / seconds(run, prefill, ops.linears, True)
+            rounds.append((decoded, decoded / limits[-1].read, read, read / limits[-1].fastest))
         lines.append((name, *np.median(rounds, axis=0), *([] if args.no_numpy else numpy_rates(tensors, nbytes))))
     show(args, np.array([astuple(each) for each in limits]), lines)
     if args.llama_bench:
@@ -94,10 +95,10 @@ def layer_calls(weights: list[list], n: int) -> Calls:
     ]
 
 
-def run(calls: Calls, linears: Callable) -> None:
+def run(calls: Calls, linears: Callable, prompt: bool = False) -> None:
     """Multiplies with one layer's matrices."""
     for x, layers in calls:
-        linears(x, *layers)
+        linears(x, *layers, bf16=prompt)
 
 
 def operations() -> float:
@@ -112,11 +113,14 @@ def numpy_rates(tensors: list[list[Tensor]], nbytes: int) -> tuple[float, float]
 
 def show(args: argparse.Namespace, limits: np.ndarray, lines: list[tuple]) -> None:
     """Prints what was measured; `limits` is [rounds, 3]."""
-    read, integer, floating = np.median(limits, axis=0) / 1e9
+    read, fastest, floating = np.median(limits, axis=0) / 1e9
+    numbers = fastest_numbers(args.isa)
     print(f"{args.isa}, {args.threads} threads, medians of {args.rounds} rounds a type\n")
     print(f"| limit | measured |\n|---|---:|\n| memory read | {read:.1f} GB/s |")
-    print(f"| int8 peak | {integer:.0f} GOPS |\n| fp32 peak | {floating:.0f} GFLOPS |\n")
-    print("| type | decode | of the read bandwidth | prefill 512 | of the int8 peak | numpy: decode | prefill 512 |")
+    print(f"| {numbers} peak | {fastest:.0f} GOPS |\n| fp32 peak | {floating:.0f} GFLOPS |\n")
+    print(
+        f"| type | decode | of the read bandwidth | prefill 512 | of the {numbers} peak | numpy: decode | prefill 512 |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|")
     for name, decode, decode_share, prefill, prefill_share, *plain in lines:
         numpy = f"{plain[0] / 1e9:.2f} GB/s | {plain[1] / 1e9:.0f} GOPS" if plain else " | "

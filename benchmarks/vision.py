@@ -5,9 +5,9 @@
 
 runs the vision tower and the resampler of MiniCPM-Llama3-V 2.5 with random weights on one slice of 448 x 448 pixels,
 and attention alone, and prints Markdown tables. With fewer layers than 27 the tower's time is scaled up. Each round
-measures the integer and the float peak (see `benchmarks.cpu`) and then the parts, and shares are medians of the rounds'
-ratios. The time of a slice is also given times the integer peak of its round: how many operations could have been done,
-which stays the same when other work slows everything.
+measures the peaks of the numbers that are multiplied fastest and of floats (see `benchmarks.cpu`) and then the parts,
+and shares are medians of the rounds' ratios. The time of a slice is also given times the first peak of its round: how
+many operations could have been done, which stays the same when other work slows everything.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from handlens.cpu.backend import EXACT, TABLES, VISION_PRECISIONS, choose_precis
 from handlens.cpu.threads import thread_count
 from handlens.cpu.vision import Resampler, VisionTower, _layer_shapes, _with_bias
 from handlens.gguf.blocks import Tensor
-from handlens.measure import RATE_ROUNDS, seconds
+from handlens.measure import RATE_ROUNDS, fastest_numbers, seconds
 
 SIDE = 32
 PATCHES = SIDE * SIDE
@@ -57,29 +57,30 @@ def main() -> None:
     matrices, exact, of_tower, of_resampler = operations(LAYERS)
     peaks, slices, shares = [], [], []
     for _ in range(args.rounds):
-        integer, floating = (rate(isa, RATE_ROUNDS) for rate in (ops.native.integer_rate, ops.native.float_rate))
-        peaks.append((integer, floating))
+        fastest, floating = (rate(isa, RATE_ROUNDS) for rate in (ops.native.fastest_rate, ops.native.float_rate))
+        peaks.append((fastest, floating))
         slices.append(slice_seconds(tower, resampler, patches))
-        # A tile holds half as many numbers of two bytes.
-        quick = {"bf16": integer / 2, "int8": integer, "f32": floating}[args.precision]
+        quick = floating if args.precision == "f32" else fastest
         least = matrices / quick + exact / (quick if in_bf16 else floating)
         least += of_tower / (quick if in_bf16 else floating) + of_resampler / floating
-        shares.append([least / sum(slices[-1]), sum(slices[-1]) * integer / 1e9])
+        shares.append([least / sum(slices[-1]), sum(slices[-1]) * fastest / 1e9])
         for name, (causal, *arrays) in inputs.items():
             taken = seconds(ops._attend, *arrays, causal, None, name == IN_BF16 and in_bf16)
             work = attention_operations(*ATTENTIONS[name]) / (2 if causal and len(arrays[0]) > 1 else 1)
             shares[-1] += [taken * 1e3, work / taken / floating]
-    integer, floating = np.median(peaks, axis=0) / 1e9
+    fastest, floating = np.median(peaks, axis=0) / 1e9
+    numbers = fastest_numbers(isa)
     share, possible, *alone = np.median(shares, axis=0)
     in_tower, in_resampler = np.median(slices, axis=0)
     print(f"{isa}, {args.threads} threads, {args.precision}, medians of {args.rounds} rounds\n")
     print(
-        f"| limit | measured |\n|---|---:|\n| int8 peak | {integer:.0f} GOPS |\n| fp32 peak | {floating:.0f} GFLOPS |\n"
+        "| limit | measured |\n|---|---:|\n"
+        f"| {numbers} peak | {fastest:.0f} GOPS |\n| fp32 peak | {floating:.0f} GFLOPS |\n"
     )
     print("| one slice | time |\n|---|---:|")
     print(f"| vision tower | {in_tower:.2f} s |\n| resampler | {in_resampler:.2f} s |")
     print(f"| both | {in_tower + in_resampler:.2f} s |\n| the peaks' least time, as a share of it | {share:.0%} |")
-    print(f"| time x int8 peak | {possible:.0f} GOP |\n")
+    print(f"| time x {numbers} peak | {possible:.0f} GOP |\n")
     print("| attention | time | of the fp32 peak |\n|---|---:|---:|")
     for name, taken, part in zip(inputs, alone[::2], alone[1::2], strict=True):
         print(f"| {name} | {taken:.2f} ms | {part:.0%} |")

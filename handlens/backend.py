@@ -57,5 +57,5 @@ class Backend(Protocol):
         prompt: bool = False,
     ) -> np.ndarray:
         """The logits [sequences, V] after the last position of each sequence's new inputs [n_i, D]; with `tails`, those
-        after the last so many positions of each, one behind the other. `prompt`: the new positions are a prompt's, which
-        come many at a time, and not those of an answer."""
+        after the last so many positions of each, one behind the other. `prompt`: the new positions are a prompt's and
+        not those of an answer."""

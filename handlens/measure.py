@@ -32,11 +32,17 @@ READ_PASSES = 5
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine does a second at most: bytes read, operations on int8 and on float32."""
+    """What the machine does a second at most: bytes read, operations on the numbers that it multiplies fastest (see
+    `fastest_numbers`) and on float32."""
 
     read: float
-    integer: float
+    fastest: float
     floating: float
+
+
+def fastest_numbers(isa: str | None = None) -> str:
+    """What the kernels multiply fastest: bf16 or int8."""
+    return "bf16" if ops.multiplies_bf16(isa) else "int8"
 
 
 def machine_limits(isa: str | None = None) -> Limits:
@@ -44,7 +50,7 @@ def machine_limits(isa: str | None = None) -> Limits:
     isa = isa or ops.native.isas()[0]
     return Limits(
         read=read_bandwidth(),
-        integer=ops.native.integer_rate(isa, RATE_ROUNDS),
+        fastest=ops.native.fastest_rate(isa, RATE_ROUNDS),
         floating=ops.native.float_rate(isa, RATE_ROUNDS),
     )
 

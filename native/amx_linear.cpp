@@ -27,6 +27,7 @@ constexpr size_t kTileNumbers = kTile * kGroup;        // a group's in a tile
 constexpr size_t kTotals = kTile * kTile;              // of two tiles
 constexpr size_t kMostTokens = 256, kMostBlocks = 48;  // whose totals stay in the second cache
 constexpr size_t kMostGroups = 18;                     // of two blocks that stay in the first cache
+constexpr size_t kFewPairs = 2;                        // of tiles of tokens whose columns all stay in the second
 
 constexpr size_t up_to(size_t count, size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
@@ -69,11 +70,13 @@ void round(const float* x, size_t columns, uint16_t* to, size_t row) {
     round_columns(x, columns, place(to, groups_of(columns), row, 0));
 }
 
-// The numbers of two columns in the sixteen rows of a block, side by side.
+// The numbers of two columns in the sixteen rows of a block, side by side; each is rounded to the nearest, a half away from
+// zero.
 __m512i two_columns(__m512 first, __m512 second) {
-    alignas(64) static constexpr uint16_t kSideBySide[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                             8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_load_si512(kSideBySide), (__m512i)_mm512_cvtne2ps_pbh(second, first));
+    const __m512i half = _mm512_set1_epi32(0x8000), upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    const __m512i left = _mm512_srli_epi32(_mm512_add_epi32(_mm512_castps_si512(first), half), 16);
+    const __m512i right = _mm512_add_epi32(_mm512_castps_si512(second), half);
+    return _mm512_ternarylogic_epi32(right, upper, left, 0xea);  // (right & upper) | left
 }
 
 // The groups `some` of a block of quantised weights as a block of bf16_tiles has them.
@@ -91,30 +94,32 @@ void unpack(const Weights& w, size_t block, Range some, uint16_t* to) {
             scale[part] = of.scale;
             lowest[part] = has_minimum(L) ? _mm512_sub_ps(_mm512_setzero_ps(), of.minimum)
                                           : _mm512_mul_ps(of.scale, _mm512_set1_ps(-kForm.offset));
+            lowest[part] = _mm512_fnmadd_ps(of.scale, _mm512_set1_ps(256), lowest[part]);
         }
         for_steps<0, 1, 2, 3, 4, 5, 6, 7>([&](auto step) __attribute__((always_inline)) {
             constexpr size_t kPart = step * kForm.parts / 8;
-            const __m512i four = codes_of<L, step>(codes, levels), byte = _mm512_set1_epi32(255);
+            const __m512i four = codes_of<L, step>(codes, levels), byte = _mm512_set1_epi32(0xff << 15);
+            const __m512i base = _mm512_castps_si512(_mm512_set1_ps(256));
             const auto number = [&](__m512i code) {
-                return _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), scale[kPart], lowest[kPart]);
+                const __m512 above = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(code, byte, base, 0xea));
+                return _mm512_fmadd_ps(above, scale[kPart], lowest[kPart]);
             };
-            const __m512 first = number(_mm512_and_si512(four, byte));
-            const __m512 second = number(_mm512_and_si512(_mm512_srli_epi32(four, 8), byte));
-            const __m512 third = number(_mm512_and_si512(_mm512_srli_epi32(four, 16), byte));
-            const __m512 fourth = number(_mm512_srli_epi32(four, 24));
+            const __m512 first = number(_mm512_slli_epi32(four, 15)), second = number(_mm512_slli_epi32(four, 7));
+            const __m512 third = number(_mm512_srli_epi32(four, 1)), fourth = number(_mm512_srli_epi32(four, 9));
             _mm512_store_si512(to + step * 4 * kTile, two_columns(first, second));
             _mm512_store_si512(to + (step * 4 + 2) * kTile, two_columns(third, fourth));
         });
     }
 }
 
-// Lines of memory, some of which are asked for at each step.
+// Lines of memory on both sides, some of which are asked for at each step.
 struct Ahead {
-    const uint8_t* next;
+    const uint8_t* next[2];
     size_t each;
 
     __attribute__((always_inline)) void step() {
-        for (size_t i = 0; i < each; i++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        for (size_t i = 0; i < each; i++)
+            for (const uint8_t*& line : next) _mm_prefetch(line, _MM_HINT_T1), line += 64;
     }
 };
 
@@ -161,32 +166,38 @@ void add_up(const Columns& columns, const uint16_t* x, Range rows, Range blocks,
     const size_t groups = w.groups(), next = groups * kTileNumbers, group_bytes = w.block_bytes() / groups;
     const size_t pairs = (rows.last - rows.first + 2 * kTile - 1) / (2 * kTile);
     const size_t pieces = (groups + kMostGroups - 1) / kMostGroups;
-    const uint16_t* tokens = x + rows.first / kTile * next;
-    for (size_t i = 0; i < pieces; i++) {
-        const Range some{groups * i / pieces, groups * (i + 1) / pieces};
-        const size_t count = some.last - some.first;
-        for (size_t block = blocks.first; block < blocks.last; block += columns.step()) {
-            const auto piece = [&](size_t side, size_t of, size_t group) {
-                const Weights& from = columns.weights(side);
-                return from.codes + columns.block(side, of, blocks.last) * w.block_bytes() + group * group_bytes;
-            };
-            const uint16_t* numbers[2];
-            for (size_t side = 0; side < 2; side++) {
-                numbers[side] = reinterpret_cast<const uint16_t*>(piece(side, block, some.first));
-                if constexpr (L != Layout::bf16_tiles) {
-                    unpack<L>(columns.weights(side), columns.block(side, block, blocks.last), some, work.numbers[side]);
-                    numbers[side] = work.numbers[side];
-                }
+    const size_t steps = (blocks.last - blocks.first + columns.step() - 1) / columns.step();
+    // Many tokens stay in the second cache for all blocks, a piece after another; few leave room for a block after another,
+    // which is how they lie.
+    const bool many = pairs > kFewPairs;
+    struct Place {
+        size_t piece, step;
+    };
+    const auto place_of = [&](size_t n) { return many ? Place{n / steps, n % steps} : Place{n % pieces, n / pieces}; };
+    const auto codes = [&](size_t side, size_t n) {
+        const Place at = place_of(n);
+        const size_t block = columns.block(side, blocks.first + at.step * columns.step(), blocks.last);
+        return columns.weights(side).codes + block * w.block_bytes() + groups * at.piece / pieces * group_bytes;
+    };
+    for (size_t n = 0; n < pieces * steps; n++) {
+        const Place at = place_of(n);
+        const Range some{groups * at.piece / pieces, groups * (at.piece + 1) / pieces};
+        const size_t count = some.last - some.first, lines = count * group_bytes / 64;
+        const uint16_t* numbers[2];
+        for (size_t side = 0; side < 2; side++) {
+            numbers[side] = reinterpret_cast<const uint16_t*>(codes(side, n));
+            if constexpr (L != Layout::bf16_tiles) {
+                const size_t block = columns.block(side, blocks.first + at.step * columns.step(), blocks.last);
+                unpack<L>(columns.weights(side), block, some, work.numbers[side]);
+                numbers[side] = work.numbers[side];
             }
-            const bool more = block + columns.step() < blocks.last;
-            const size_t follows = more ? block + columns.step() : blocks.first, from = more ? some.first : some.last;
-            // Every other pair of tiles asks for a part of the next left block, the rest for the right one.
-            const size_t share = (pairs + 1) / 2, each = (group_bytes / 64 + share - 1) / share;
-            for (size_t pair = 0; pair < pairs; pair++) {
-                const uint8_t* line = piece(pair % 2, follows, from);
-                add(tokens + 2 * pair * next + some.first * kTileNumbers, next, numbers[0], numbers[1], count, i == 0,
-                    work.totals[pair][(block - blocks.first) / columns.step()], {line + pair / 2 * each * count * 64, each});
-            }
+        }
+        const size_t follows = std::min(n + 1, pieces * steps - 1), each = (lines + pairs * count - 1) / (pairs * count);
+        for (size_t pair = 0; pair < pairs; pair++) {
+            const size_t line = pair * count * each;
+            const Ahead ahead{{codes(0, follows) + line * 64, codes(1, follows) + line * 64}, line < lines ? each : 0};
+            add(x + (rows.first / kTile + 2 * pair) * next + some.first * kTileNumbers, next, numbers[0], numbers[1], count,
+                at.piece == 0, work.totals[pair][at.step], ahead);
         }
     }
 }
@@ -295,5 +306,5 @@ double float_work(size_t rounds) { return kAvx512Vnni.float_work(rounds); }
 
 }  // namespace
 
-const Kernels kAmx = {"amx", kRows, 192, &kFloatAvx512, multiply_bytes, "bf16", tile_work, float_work, &kLinear, &kAmxAttention};
+const Kernels kAmx = {"amx", kRows, 192, &kFloatAvx512, multiply_bytes, tile_work, float_work, &kLinear, &kAmxAttention};
 }  // namespace handlens

@@ -198,6 +198,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx2 = {"avx2", kRows, 192, &kFloatAvx2, multiply, "int8", integer_work, float_work};
+const Kernels kAvx2 = {"avx2", kRows, 192, &kFloatAvx2, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -246,9 +246,8 @@ struct Kernels {
     // out[row, r] for these rows of x and the rows r of these blocks of the weights.
     void (*multiply)(const Weights& weights, const Activations& x, Range rows, Range blocks, const Output& out);
     // What the machine can do at most, for benchmarks: each does `rounds` rounds of independent operations on registers
-    // and gives their number, a multiplication and its addition counting as two. `fastest` are the numbers that it
-    // multiplies fastest, of those that the kernels multiply.
-    const char* fastest;
+    // and gives their number, a multiplication and its addition counting as two; the first one on bfloat16, where the
+    // kernels multiply it, else on int8.
     double (*fastest_work)(size_t rounds);
     double (*float_work)(size_t rounds);
     // Null where there are none; there are both or neither.

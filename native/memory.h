@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -22,17 +23,61 @@ struct Free {
 };
 using Aligned = std::unique_ptr<uint8_t[], Free>;
 
+constexpr size_t kLargePage = size_t{2} << 20;
+
+constexpr size_t alignment_of(size_t bytes) { return bytes >= kLargePage ? kLargePage : kAlignment; }
+
 // Much of it is read from the first to the last byte again and again, and looking up its pages would take a third of the
 // time: large parts get large pages, where the system has them. What does not fill the last one stays in small ones.
 inline Aligned allocate(size_t bytes) {
-    constexpr size_t kLargePage = size_t{2} << 20;
-    const size_t alignment = bytes >= kLargePage ? kLargePage : kAlignment;
+    const size_t alignment = alignment_of(bytes);
     Aligned memory(new (std::align_val_t(alignment)) uint8_t[bytes], Free{alignment});
 #ifdef MADV_HUGEPAGE
     if (alignment == kLargePage) madvise(memory.get(), bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
     return memory;
 }
+
+// Memory for results, used again and again: each layer's have the sizes of the last one's, and fresh pages take as long to
+// get as a tenth of a prompt. What is handed in is kept up to 64 MiB, the newest of it.
+class Recycler {
+public:
+    static Recycler& get() {
+        static auto& recycler = *new Recycler;  // arrays may outlive everything static
+        return recycler;
+    }
+
+    uint8_t* take(size_t bytes) {
+        const std::lock_guard lock(mutex_);
+        const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Block& block) { return block.bytes == bytes; });
+        if (found == kept_.end()) return allocate(bytes).release();
+        uint8_t* const memory = found->memory.release();
+        drop(found);
+        return memory;
+    }
+    void hand_in(uint8_t* memory, size_t bytes) {
+        constexpr size_t kMost = size_t{64} << 20;
+        const std::lock_guard lock(mutex_);
+        kept_.push_back({bytes, Aligned(memory, Free{alignment_of(bytes)})});
+        bytes_ += bytes;
+        while (bytes_ > kMost) drop(kept_.begin());
+    }
+
+private:
+    struct Block {
+        size_t bytes;
+        Aligned memory;
+    };
+
+    void drop(std::vector<Block>::iterator block) {
+        bytes_ -= block->bytes;
+        kept_.erase(block);
+    }
+
+    std::mutex mutex_;
+    std::vector<Block> kept_;
+    size_t bytes_ = 0;
+};
 
 // The whole pages of some memory that nobody reads any more.
 inline void give_back([[maybe_unused]] uint8_t* memory, [[maybe_unused]] size_t bytes) {

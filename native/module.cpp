@@ -2,7 +2,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -853,14 +852,26 @@ NB_MODULE(_native, m) {
         return sets;
     }, "All instruction sets with kernels in this binary, the fastest first, each with what the processor lacks for it.");
     m.def("fastest_rate", [](const std::string& isa, size_t rounds) {
-        const Kernels& kernels = kernels_named(isa);
-        return std::pair(kernels.fastest, arithmetic_rate(kernels.fastest_work, rounds));
-    }, "isa"_a, "rounds"_a, "The numbers that are multiplied fastest, int8 or bf16, and the operations on them a second that all "
-                            "threads do together, in `rounds` rounds of a loop.");
+        return arithmetic_rate(kernels_named(isa).fastest_work, rounds);
+    }, "isa"_a, "rounds"_a, "Operations a second that all threads do together, in `rounds` rounds of a loop, on bfloat16 "
+                            "where it is multiplied, else on int8.");
     m.def("float_rate", [](const std::string& isa, size_t rounds) {
         return arithmetic_rate(kernels_named(isa).float_work, rounds);
     }, "isa"_a, "rounds"_a, "Float operations a second that all threads do together, in `rounds` rounds of a loop.");
     m.def("read_rate", &read_rate, "memory"_a.noconvert(), "Bytes a second that all threads read of some memory.");
+    m.def("empty", [](size_t rows, size_t columns) {
+        struct Memory {
+            uint8_t* data;
+            size_t bytes;
+        };
+        const size_t bytes = rows * columns * sizeof(float);
+        auto* const memory = new Memory{Recycler::get().take(bytes), bytes};
+        const nb::capsule owner(memory, [](void* gone) noexcept {
+            const std::unique_ptr<Memory> it(static_cast<Memory*>(gone));
+            Recycler::get().hand_in(it->data, it->bytes);
+        });
+        return nb::ndarray<nb::numpy, float, nb::ndim<2>>(reinterpret_cast<float*>(memory->data), {rows, columns}, owner);
+    }, "rows"_a, "columns"_a, "Numbers [rows, columns] that are not set, in memory that is used again.");
     m.def("threads", [] { return Pool::get().threads(); }, "How many threads compute.");
     m.def("set_threads", &set_threads, "count"_a, "Sets how many threads compute, the caller's included.");
 }

@@ -186,7 +186,7 @@ def test_f32_precision_is_the_references_up_to_rounding(type):
 def test_steps_biases_and_residuals_in_one_call_equal_many(isa, precision):
     n, columns, rows = 21, 104, 50
     weight, other = (ops.pack(float_tensor("F16", rows, columns, seed), isa, precision) for seed in (1, 2))
-    x, up, residual = activations(n, columns), activations(n, columns, seed=5), activations(n, rows)
+    x = activations(n, columns)
     bias, scale, shift = activations(3, rows)[0], *activations(2, columns)
     for norm, function in (((scale, shift), ops.layer_norm), ((scale,), ops.rms_norm)):
         outs = ops.norm_linears(x, norm, 1e-6, (weight, bias), (other,))
@@ -198,9 +198,10 @@ def test_steps_biases_and_residuals_in_one_call_equal_many(isa, precision):
         (inner,) = ops.norm_linears(x, (scale, shift), 1e-6, (weight, bias))
         wanted = x + ops.linear(getattr(ops, name)(inner, isa=isa), *back)
         np.testing.assert_array_equal(ops.feed_forward(x, (scale, shift), 1e-6, (weight, bias), name, back), wanted)
-    close = reference.swiglu_linear(x, up, (weight.dequantize(),), residual)
-    error = ops.swiglu_linear(x, up, (weight,), residual) - close
-    assert np.abs(error).max() <= (0.05 if precision else 1e-5)
+    layers = (weight,), (other,), (back[0],)
+    close = reference.gated_feed_forward(x, (scale,), 1e-6, *((layer[0].dequantize(),) for layer in layers))
+    error = ops.gated_feed_forward(x, (scale,), 1e-6, *layers) - close
+    assert np.sqrt(np.mean(error**2)) <= (0.03 if precision else 1e-6) * np.sqrt(np.mean((close - x) ** 2))
 
 
 @needs_native
@@ -278,7 +279,7 @@ def test_wrong_input_raises_at_the_boundary():
     with pytest.raises(ValueError, match="the bias of the norm has 41"):
         ops.layer_norm(x, scale, np.zeros(41, np.float32), 1e-5)
     with pytest.raises(ValueError, match=r"the second input is \[1, 40\]"):
-        ops.swiglu_linear(x, x[:1], (weight,), np.zeros((2, 8), np.float32))
+        ops._linears(x, ((weight,),), None, ops.native.Step("swiglu", second=x[:1]))
     with pytest.raises(ValueError, match="residual goes with one weight"):
         native = ops.native
         outs = [np.empty((2, 8), np.float32) for _ in range(2)]
@@ -360,7 +361,7 @@ def test_the_vision_precision_is_chosen_where_a_model_is_loaded(monkeypatch):
         packed = backend.tower.layers[0]["ffn_up"][0].packed
         layouts[precision] = packed.nbytes
         assert isinstance(backend.resampler.modules["query"][0], np.ndarray)
-        assert packed.is_bf16 == (precision == "bf16") and precision in backend.vision_key
+        assert packed.in_bf16() == (precision == "bf16") and precision in backend.vision_key
     assert layouts["int8"] < layouts["f32"]
     with pytest.raises(InputError, match="vision precision is 'int4'; .*int8 or f32"):
         CpuBackend(tiny.config(), {}, {}, "int4")

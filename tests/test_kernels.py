@@ -37,6 +37,8 @@ QUANTIZED = [name for name in BLOCKS if name not in ops.FLOAT_TYPES]
 #: The error of a linear layer against float32, root mean square as a share of the output's. It is what int8 activations
 #: cost: codes and scales are packed as they are.
 BOUND = 0.008
+#: What rounding both to bfloat16 costs instead.
+BF16_BOUND = 0.004
 #: The same of the logits of a model, as a share of their deviation.
 LOGITS_BOUND = 0.02
 
@@ -189,6 +191,20 @@ def twin(x: np.ndarray, tensor: Tensor) -> np.ndarray:
     return total
 
 
+def unpacked_twin(tensor: Tensor) -> np.ndarray:
+    """The numbers [rows, columns] that a prompt meets, step by step as native/amx_linear.cpp says."""
+    codes, (scales, minima) = codes_of(tensor), scales_of(tensor)
+    codes = codes.reshape(len(codes), -1)
+    width = codes.shape[1] // scales.shape[1]
+    scales = np.repeat(scales, width, axis=1)
+    if minima is None:
+        numbers = scales * codes.astype(np.float32)
+    else:
+        above = np.full_like(scales, 256)
+        numbers = fma(above + codes, scales, fma(-scales, above, -np.repeat(minima, width, axis=1)))
+    return (numbers.view(np.uint32) + np.uint32(0x8000) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def linear(x: np.ndarray, tensor: Tensor, isa: str | None = None) -> np.ndarray:
     return ops.linear(x, ops.pack(tensor, isa))
 
@@ -298,6 +314,65 @@ def test_python_threads_and_two_models_share_the_pool(threads):
         assert all(callers.map(many, pairs * 2))
 
 
+# In bfloat16, as prompts are
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", QUANTIZED)
+@pytest.mark.parametrize("rows", [1, 17, 70])
+def test_quantised_weights_in_bf16_equal_their_numpy_twin_bit_for_bit(name, rows):
+    tensor, x = random_tensor(name, 40, 768), activations(rows, 768)
+    out = ops.linear(x, ops.pack(tensor), bf16=True)
+    np.testing.assert_array_equal(out, tile_product(bf16(x), unpacked_twin(tensor).T))
+
+
+@needs_bf16
+@pytest.mark.parametrize(("shape", "rows"), [((1700, 256), 5), ((64, 4096), 300)])
+def test_more_than_tiles_take_at_a_time_equals_the_twin_too(shape, rows):
+    tensor, x = random_tensor("Q4_K", *shape), activations(rows, shape[1])
+    out, wanted = ops.linear(x, ops.pack(tensor), bf16=True), unpacked_twin(tensor).T
+    for few in (slice(0, 3), slice(rows - 2, rows)):
+        np.testing.assert_array_equal(out[few], tile_product(bf16(x[few]), wanted))
+
+
+@needs_bf16
+def test_any_thread_count_and_any_company_give_the_same_bytes_in_bf16(threads):
+    x, weight = activations(290, 1024), ops.pack(random_tensor("Q5_K", 850, 1024))
+    wanted = ops.linear(x, weight, bf16=True)
+    for count in (1, 2, 3):
+        threads(count)
+        assert ops.linear(x, weight, bf16=True).tobytes() == wanted.tobytes()
+    for some in (slice(0, 1), slice(3, 50), slice(40, 289)):
+        np.testing.assert_array_equal(ops.linear(x[some], weight, bf16=True), wanted[some])
+
+
+@needs_bf16
+@pytest.mark.parametrize("kinds", [("Q4_K", "Q4_K", "Q6_K"), ("Q4_0", "Q8_0", "Q4_0"), ("Q4_K", "Q4_K", "F16")])
+def test_a_gated_feed_forward_in_bf16_equals_its_parts(kinds):
+    n, columns, wide = 77, 256, 1280
+    shapes = (wide, columns), (wide, columns), (columns, wide)
+    floats = Tensor.from_array(activations(columns, wide, seed=7).astype(np.float16) / 36)
+    tensors = [
+        random_tensor(kind, *shape) if kind != "F16" else floats for kind, shape in zip(kinds, shapes, strict=True)
+    ]
+    weights = [ops.pack(tensor) for tensor in tensors]
+    x, scale = activations(n, columns), activations(1, columns, seed=9)[0]
+    gate, up = ops.norm_linears(x, (scale,), 1e-6, (weights[0],), (weights[1],), bf16=True)
+    parts = ops._linears(gate, ((weights[2],),), x, ops.native.Step("swiglu", second=up), True)[0]
+    layers = [(weight,) for weight in weights]
+    np.testing.assert_array_equal(ops.gated_feed_forward(x.copy(), (scale,), 1e-6, *layers, bf16=True), parts)
+    close = reference.gated_feed_forward(x, (scale,), 1e-6, *((weight.dequantize(),) for weight in weights))
+    assert np.sqrt(np.mean((parts - close) ** 2)) <= BF16_BOUND * np.sqrt(np.mean((close - x) ** 2)) * 2
+
+
+@needs_native
+def test_bf16_is_int8_where_the_processor_has_none():
+    tensor, x = random_tensor("Q4_K", 40, 256), activations(20, 256)
+    for isa in ops.native.isas():
+        same = np.array_equal(ops.linear(x, ops.pack(tensor, isa), bf16=True), linear(x, tensor, isa))
+        assert same != ops.multiplies_bf16(isa)
+
+
 # Within a bound of float32
 
 
@@ -307,11 +382,12 @@ def test_every_type_is_within_its_bound_of_float32(name):
     tensor = random_tensor(name, 256, 1024)
     x = activations(16, 1024)
     wanted = reference.linear(x, tensor)
-    error = linear(x, tensor) - wanted
-    assert np.sqrt(np.mean(error**2)) <= BOUND * np.sqrt(np.mean(wanted**2))
+    for rounded in {False, ops.multiplies_bf16()}:
+        error = ops.linear(x, ops.pack(tensor), bf16=rounded) - wanted
+        assert np.sqrt(np.mean(error**2)) <= (BF16_BOUND if rounded else BOUND) * np.sqrt(np.mean(wanted**2))
 
 
-def logits_of_both(name: str) -> tuple[np.ndarray, np.ndarray]:
+def logits_of_both(name: str, prompt: bool) -> tuple[np.ndarray, np.ndarray]:
     """The logits [400, 128] of a tiny model of one block type for the same ids: numpy's, then the kernels'."""
     config = tiny.config(vocab_size=128).llm
     width = config.hidden_size
@@ -330,13 +406,16 @@ def logits_of_both(name: str) -> tuple[np.ndarray, np.ndarray]:
             exact[key], packed[key] = tensor.dequantize(), ops.pack(tensor)
     ids = rng.integers(0, 128, 400)
     models = Llama(config, exact), Llama(config, packed, ops)
-    return tuple(model.forward([model.embed(ids)], [KVCache(config)], all_logits=True)[0] for model in models)
+    return tuple(
+        model.forward([model.embed(ids)], [KVCache(config)], all_logits=True, prompt=prompt)[0] for model in models
+    )
 
 
 @needs_native
+@pytest.mark.parametrize("prompt", [False, True])
 @pytest.mark.parametrize("name", QUANTIZED)
-def test_greedy_tokens_equal_those_of_numpy_but_for_near_ties(name):
-    wanted, ours = logits_of_both(name)
+def test_greedy_tokens_equal_those_of_numpy_but_for_near_ties(name, prompt):
+    wanted, ours = logits_of_both(name, prompt)
     same = wanted.argmax(axis=1) == ours.argmax(axis=1)
     assert same.mean() >= 0.95
     top = np.sort(wanted, axis=1)

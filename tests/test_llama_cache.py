@@ -82,16 +82,20 @@ def test_interrupted_forward_leaves_the_cache_as_it_was(config, weights, llama, 
     """Two norms a layer and one before the logits: interrupted in the first layer, in the second, after the last."""
     calls = 0
 
-    def interrupted(*args):
-        nonlocal calls
-        calls += 1
-        if calls > call:
-            raise KeyboardInterrupt
-        return reference.norm_linears(*args)
+    def interrupted(name):
+        def function(*args, **options):
+            nonlocal calls
+            calls += 1
+            if calls > call:
+                raise KeyboardInterrupt
+            return getattr(reference, name)(*args, **options)
+
+        return function
 
     cache, other = KVCache(config), KVCache(config)
     llama.forward([inputs[:60]], [cache])
-    broken = Llama(config, weights, ops=SimpleNamespace(**{**vars(reference), "norm_linears": interrupted}))
+    functions = {name: interrupted(name) for name in ("norm_linears", "gated_feed_forward")}
+    broken = Llama(config, weights, ops=SimpleNamespace(**{**vars(reference), **functions}))
     with pytest.raises(KeyboardInterrupt):
         broken.forward([inputs[:50], inputs[:9]], [cache, other])
     assert (cache.length, other.length) == (60, 0)

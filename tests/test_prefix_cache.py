@@ -15,6 +15,7 @@ from handlens.engine.prefix import Context, PrefixCache
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ModelFileError
 from tests.multilingual import lines
+from tests.test_kernels import needs_bf16
 
 GREEDY = SamplingParams.greedy(max_new_tokens=12)
 
@@ -99,9 +100,9 @@ def test_a_long_prompt_in_pieces_is_read_again_from_a_place_where_the_pieces_mee
     assert_same_bits(chat, other)
 
 
-def test_every_turn_of_a_conversation_equals_the_same_conversation_from_the_start(fresh, monkeypatch):
+def test_every_turn_of_a_conversation_equals_the_same_conversation_from_the_start(fresh):
     chat = fresh()
-    messages, read = [], counted(chat, monkeypatch)
+    messages = []
     for content in ([picture(260, 150), "What is it?"], ["Really?"], [picture(80, 70, 5), "And this?"], ["Why?"]):
         messages.append(user(*content))
         answer = chat.reply(messages, GREEDY)
@@ -110,6 +111,41 @@ def test_every_turn_of_a_conversation_equals_the_same_conversation_from_the_star
         assert_same_bits(chat, other)
         messages.append({"role": "assistant", "content": answer})
     assert chat.generator.prefixes.bytes <= chat.generator.prefixes.max_bytes
+
+
+@needs_bf16
+def test_where_prompts_differ_an_earlier_answer_is_read_as_an_answer(quantized_model, monkeypatch):
+    chat = load(quantized_model.model, quantized_model.mmproj)
+    backend, calls = chat.generator.backend, []
+    assert backend.prompts_differ
+    forward = backend.forward
+
+    def noting(inputs, caches, tails, prompt):
+        calls.append((prompt, [len(x) for x in inputs]))
+        return forward(inputs, caches, tails, prompt)
+
+    monkeypatch.setattr(backend, "forward", noting)
+    messages = [user("What?"), {"role": "assistant", "content": "A lens, held in a hand."}, user("Why?")]
+    inputs = chat.prepare(messages, GREEDY)
+    chat.reply(messages, GREEDY)
+    (start, end), length = inputs.answers[0].tolist(), len(inputs.input_ids)
+    assert calls[:3] == [(True, [start]), (False, [end - start]), (True, [length - end])]
+    assert all(not prompt for prompt, _ in calls[3:])
+
+
+@needs_bf16
+def test_where_prompts_differ_they_go_apart_from_the_answers_of_others(quantized_model, monkeypatch):
+    chat, other = (load(quantized_model.model, quantized_model.mmproj) for _ in range(2))
+    questions = [[user("What?")], [user(picture(200, 140), "Where?")]]
+    wanted = [other.reply(question, GREEDY) for question in questions]
+    backend, kinds = chat.generator.backend, []
+    forward = backend.forward
+    monkeypatch.setattr(backend, "forward", lambda *args: kinds.append(args[3]) or forward(*args))
+    stream = chat.stream(questions[0], GREEDY)
+    begun = next(stream)  # so that the first answer goes on while the second question is read
+    assert chat.reply(questions[1], GREEDY) == wanted[1]
+    assert begun + "".join(stream) == wanted[0]
+    assert kinds[0] and not kinds[1] and True in kinds[2:]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ ROWS = (
         "prefill_tokens_per_second",
         "{:.1f} tokens/s",
         "prefill_share",
-        "int8",
+        "peak",
     ),
     ("decode ({decode_tokens} tokens)", "decode_tokens_per_second", "{:.1f} tokens/s", "decode_share", "read"),
     ("encode one slice", "slice_seconds", "{:.3f} s", None, ""),
@@ -45,7 +45,7 @@ ROWS = (
     ("first token, second question", "second_question_seconds", "{:.3f} s", "second_question_share", "first"),
     ("peak memory", "peak_memory_bytes", "", None, ""),
 )
-SHARES = {"int8": "of the int8 peak", "read": "of the read bandwidth", "first": "of the first question"}
+SHARES = {"peak": "of the {peak_numbers} peak", "read": "of the read bandwidth", "first": "of the first question"}
 
 
 def bench(
@@ -78,6 +78,7 @@ def machine() -> dict[str, Any]:
     """The processor and what computes on it."""
     from handlens.cpu import ops
     from handlens.cpu.backend import choose_arithmetic, describe_arithmetic
+    from handlens.measure import fastest_numbers
 
     kernels = choose_arithmetic() is ops
     return {
@@ -85,6 +86,7 @@ def machine() -> dict[str, Any]:
         "arithmetic": describe_arithmetic(),
         "kernels": kernels,
         "threads": ops.native.threads() if kernels else None,
+        "peak_numbers": fastest_numbers() if kernels else None,
     }
 
 
@@ -157,9 +159,9 @@ def measure_limits(chat: "Chat", found: dict[str, float]) -> dict[str, float]:
     backend, limits = chat.generator.generator.backend, machine_limits()
     return {
         "read_bytes_per_second": limits.read,
-        "int8_operations_per_second": limits.integer,
+        "peak_operations_per_second": limits.fastest,
         "fp32_operations_per_second": limits.floating,
-        "prefill_share": 2 * weight_count(backend) * found["prefill_tokens_per_second"] / limits.integer,
+        "prefill_share": 2 * weight_count(backend) * found["prefill_tokens_per_second"] / limits.fastest,
         "decode_share": weight_bytes(backend) * found["decode_tokens_per_second"] / limits.read,
     }
 
@@ -181,7 +183,8 @@ def tables(report: dict[str, Any]) -> str:
     facts.add_row("arithmetic", report["machine"]["arithmetic"])
     if report["machine"]["kernels"]:
         facts.add_row("memory read", f"{results['read_bytes_per_second'] / 1e9:.1f} GB/s")
-        facts.add_row("int8 peak", f"{results['int8_operations_per_second'] / 1e9:.0f} GOPS")
+        peak = f"{results['peak_operations_per_second'] / 1e9:.0f} GOPS"
+        facts.add_row(f"{report['machine']['peak_numbers']} peak", peak)
         facts.add_row("fp32 peak", f"{results['fp32_operations_per_second'] / 1e9:.0f} GFLOPS")
     else:
         facts.add_row("limits", "not measured: numpy computes, which is exact and slow")
@@ -194,7 +197,7 @@ def tables(report: dict[str, Any]) -> str:
     for label, key, pattern, share, of in ROWS:
         if (value := results.get(key)) is not None:
             shown = pattern.format(value) if pattern else f"{value / (1 << 20):.0f} MiB"
-            part = f"{results[share]:.0%} {SHARES[of]}" if share in results else ""
+            part = f"{results[share]:.0%} {SHARES[of].format(**report['machine'])}" if share in results else ""
             table.add_row(label.format(**results), shown, part)
     with console.capture() as captured:
         console.print(facts)

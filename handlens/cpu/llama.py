@@ -170,11 +170,12 @@ class Llama:
         q = ops.rope(q.reshape(n, -1, head_dim), *rotation)  # [n, H, d]
         k = ops.rope(k.reshape(n, -1, head_dim), *rotation)  # [n, K, d]
         v = v.reshape(n, -1, head_dim)  # [n, K, d]
-        read = np.empty_like(q)
+        read = []
         for span, cache in zip(spans, caches, strict=True):
             keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
-            read[span] = ops.causal_attention(q[span], keys, values)
-        x = ops.linear(read.reshape(n, -1), *w["attn_output"], residual=x, bf16=prompt)
+            read.append(ops.causal_attention(q[span], keys, values))
+        joined = (read[0] if len(read) == 1 else np.concatenate(read)).reshape(n, -1)  # [n, H * d]
+        x = ops.linear(joined, *w["attn_output"], residual=x, bf16=prompt)
         ffn = w["ffn_gate"], w["ffn_up"], w["ffn_down"]
         return ops.gated_feed_forward(x, w["ffn_norm"], eps, *ffn, bf16=prompt)
 

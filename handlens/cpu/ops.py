@@ -3,9 +3,10 @@
 The module has every function of `reference`, with the same signature; what has no kernel is the reference's own. Linear
 layers with quantised weights (and float weights that were packed as int8) quantise activations to int8 in groups of 32
 (or 64) and sum integers; those with weights that were packed in bfloat16 round activations to it, and so do those with
-quantised weights where a call allows it (`bf16`) and the processor can; everything else computes in float32. How far results are from the reference's is stated and held by `tests/test_kernels.py`,
-`tests/test_float_kernels.py` and `tests/test_attention_kernels.py`. They have the same bits for any thread count and,
-but for what is bfloat16, on every instruction set.
+quantised weights where a call allows it (`bf16`) and the processor can; everything else computes in float32. How far
+results are from the reference's is stated and held by `tests/test_kernels.py`, `tests/test_float_kernels.py` and
+`tests/test_attention_kernels.py`. They have the same bits for any thread count and, but for what is bfloat16, on every
+instruction set.
 """
 
 import math
@@ -43,6 +44,8 @@ ISA_VARIABLE = "HANDLENS_ISA"
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 #: The magnitudes that an index of these types stands for.
 GRIDS = {"IQ2_S": codebooks.iq2_s_grid, "IQ3_XXS": codebooks.iq3_xxs_grid, "IQ3_S": codebooks.iq3_s_grid}
+#: Results from this size on are in memory that is used again.
+RECYCLED_BYTES = 1 << 20
 #: A matrix is packed so many numbers at a time, in whole blocks of rows.
 STEP_NUMBERS, BLOCK_ROWS = 1 << 24, 16
 
@@ -116,15 +119,19 @@ def _file_rows(tensor: Tensor) -> int:
 
 
 def linear(
-    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None, bf16: bool = False
+    x: np.ndarray,
+    weight: Weight,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    bf16: bool = False,
 ) -> np.ndarray:
     """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added."""
     return _linears(x, ((weight, bias),), residual, bf16=bf16)[0]
 
 
-def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
+def linears(x: np.ndarray, *layers: tuple, bf16: bool = False) -> list[np.ndarray]:
     """x through several linear layers, each given as (weight,) or (weight, bias); x is quantised once for all."""
-    return _linears(x, layers)
+    return _linears(x, layers, bf16=bf16)
 
 
 def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple, bf16: bool = False) -> list[np.ndarray]:
@@ -204,7 +211,7 @@ def gelu(x: np.ndarray, isa: str | None = None) -> np.ndarray:
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, isa: str | None = None) -> np.ndarray:
     """The heads x [n, H, d] turned to their positions, bit for bit as `reference.rope`."""
-    out = np.empty(x.shape, np.float32)
+    out = _empty(*x.shape)
     native.rope(np.ascontiguousarray(x), cos, sin, out, isa or chosen_isa())
     return out
 
@@ -237,10 +244,17 @@ def _linears(
         x = x if step is None else _after(step, x)
         return [_one_linear(x, *layer, residual=residual) for layer in layers]
     weights = [layer[0].packed for layer in layers]
-    outs = [np.empty((len(x), weight.shape[0]), np.float32) for weight in weights]
+    outs = [_empty(len(x), weight.shape[0]) for weight in weights]
     biases = [layer[1] if len(layer) > 1 else None for layer in layers]
     native.linears(x, weights, outs, biases, residual, step, bf16)
     return outs
+
+
+def _empty(*shape: int) -> np.ndarray:
+    """float32 that is not set; large arrays are in memory that is used again, for fresh memory takes a while to get."""
+    if 4 * math.prod(shape) < RECYCLED_BYTES:
+        return np.empty(shape, np.float32)
+    return native.empty(shape[0], math.prod(shape[1:])).reshape(shape)
 
 
 def _one_linear(x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, *, residual: np.ndarray | None):
@@ -254,7 +268,7 @@ def _norm(weight: np.ndarray, bias: np.ndarray | None = None, *, eps: float) -> 
 
 def _after(step: "native.Step", x: np.ndarray, isa: str | None = None) -> np.ndarray:
     """x [n, D] after a step."""
-    out = np.empty(x.shape, np.float32)
+    out = _empty(*x.shape)
     native.prepare(np.ascontiguousarray(x), out, step, isa or chosen_isa())
     return out
 
@@ -267,7 +281,7 @@ def multiplies_bf16(isa: str | None = None) -> bool:
 def _attend(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None, bf16: bool = False
 ) -> np.ndarray:
-    out = np.empty(q.shape, np.float32)
+    out = _empty(*q.shape)
     native.attend(np.ascontiguousarray(q), keys, values, out, causal, isa or chosen_isa(), bf16)
     return out
 

@@ -27,7 +27,11 @@ def dense(weight: Weight) -> np.ndarray:
 
 
 def linear(
-    x: np.ndarray, weight: Weight, bias: np.ndarray | None = None, residual: np.ndarray | None = None, bf16: bool = False
+    x: np.ndarray,
+    weight: Weight,
+    bias: np.ndarray | None = None,
+    residual: np.ndarray | None = None,
+    bf16: bool = False,
 ) -> np.ndarray:
     """x [n, in] through one linear layer [n, out]: weight [out, in], bias [out]; a residual [n, out] is added.
 
@@ -49,7 +53,7 @@ def linear(
     return out
 
 
-def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
+def linears(x: np.ndarray, *layers: tuple, bf16: bool = False) -> list[np.ndarray]:
     """x through several linear layers, each given as (weight,) or (weight, bias).
 
     They stand in one call because kernels that quantise x do so once for all of them.

@@ -111,9 +111,9 @@ def _observed(ops: Any, note: Callable[..., None]) -> SimpleNamespace:
         note(x, (weight,))
         return ops.linear(x, weight, *rest, **options)
 
-    def linears(x: np.ndarray, *layers: tuple) -> list[np.ndarray]:
+    def linears(x: np.ndarray, *layers: tuple, **options: Any) -> list[np.ndarray]:
         note(x, *layers)
-        return ops.linears(x, *layers)
+        return ops.linears(x, *layers, **options)
 
     def norm_linears(x: np.ndarray, norm: tuple, eps: float, *layers: tuple, **options: Any) -> list[np.ndarray]:
         normalise = ops.layer_norm if len(norm) == 2 else ops.rms_norm
