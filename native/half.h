@@ -1,4 +1,4 @@
-// float16 and bfloat16 to float32 in plain integers, for where no instruction does it.
+// float16 and bfloat16 to float32, and float32 to float16, in plain integers, for where no instruction does it.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,24 @@ inline float from_half(const uint8_t* bytes) {
     uint16_t half;
     std::memcpy(&half, bytes, 2);
     return from_half(half);
+}
+
+// float32 to the bits of the nearest float16, ties to even; what is too large becomes infinity.
+inline uint16_t to_half(float number) {
+    uint32_t bits;
+    std::memcpy(&bits, &number, 4);
+    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits >= 0x47800000) return sign | 0x7c00;
+    if (bits < 0x38800000) {  // below the smallest normal float16: adding 0.5 leaves its units of 2^-24 in the last bits
+        float small;
+        std::memcpy(&small, &bits, 4);
+        small += 0.5f;
+        std::memcpy(&bits, &small, 4);
+        return sign | static_cast<uint16_t>(bits - 0x3f000000);
+    }
+    bits += 0xfff + (bits >> 13 & 1);
+    return sign | static_cast<uint16_t>((bits - 0x38000000) >> 13);
 }
 
 // Numbers as files hold them.

@@ -2,10 +2,12 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -15,6 +17,7 @@
 #include <string>
 
 #include "dispatch.h"
+#include "layers.h"
 #include "memory.h"
 #include "pack.h"
 #include "pool.h"
@@ -28,6 +31,7 @@ namespace {
 
 using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Heads = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 // float32 or float16.
 using Cached = nb::ndarray<nb::ro, nb::ndim<3>, nb::device::cpu>;
@@ -37,10 +41,6 @@ using Blocks = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device:
 using BlocksOut = nb::ndarray<uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Memory = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// Blocks of weights in one task: enough to be worth the asking, few enough to share out evenly and to stop soon. Few rows
-// wait for the weights, and long runs of memory come faster.
-constexpr size_t kBlocks = 8, kBlocksOfFew = 32, kFewRows = 6;
-constexpr size_t kRowsToPrepare = 8;
 // Rows in a block of float weights (see kernels.h).
 constexpr size_t kFloatRows = 16;
 
@@ -222,45 +222,31 @@ void check_vector(const Vector& vector, size_t count, const char* what) {
     check_alignment(vector.data(), what);
 }
 
-// Runs jobs one after the other on all threads with the interpreter free; false as soon as one was interrupted.
-template <class Work>
-void compute(const Work& work) {
+// Rows of weights that are packed as the file has them.
+void rows_of(const Packed& packed, const Ids& ids, const OutMatrix& out) {
+    const Weights& w = packed.weights;
+    if (w.layout == Layout::q8_row || w.layout == Layout::bf16_tiles)
+        throw nb::value_error("weights that became int8 or bf16 no longer have the file's rows");
+    check_matrix(out, ids.shape(0), w.columns, "the output");
+    for (size_t i = 0; i < ids.shape(0); i++)
+        if (ids.data()[i] < 0 || static_cast<size_t>(ids.data()[i]) >= w.rows)
+            throw nb::value_error(("there is no row " + std::to_string(ids.data()[i]) + " of " + std::to_string(w.rows)).c_str());
+    nb::gil_scoped_release release;
+    Pool::Lease pool;  // or the weights could move
+    for (size_t i = 0; i < ids.shape(0); i++) unpack_row(w, ids.data()[i], out.data() + i * w.columns);
+}
+
+// Runs jobs one after the other on all threads with the interpreter free; they are false as soon as one was interrupted.
+template <class Jobs>
+void compute(const Jobs& jobs) {
     bool whole;
     {
         nb::gil_scoped_release release;
+        const std::function<bool()> stop = interrupted;
         Pool::Lease pool;
-        whole = work(pool);
+        whole = jobs(Work{pool, stop});
     }
     if (!whole) throw nb::python_error();
-}
-
-// What a thread writes on before it is done with a row or a block; kept for the next one.
-uint8_t* notepad(size_t bytes) {
-    thread_local Aligned memory;
-    thread_local size_t size = 0;
-    if (size < bytes) {
-        memory = allocate(bytes);
-        size = bytes;
-    }
-    return memory.get();
-}
-float* float_notepad(size_t floats) { return reinterpret_cast<float*>(notepad(floats * sizeof(float))); }
-
-// A row of x after a step: x itself, or in `to`, or where that is null on the thread's notepad.
-const float* take(const FloatKernels& kernels, const Step& step, const float* x, const float* second, size_t columns,
-                  float* to = nullptr) {
-    if (step.kind == Step::none) return x;
-    if (!to) to = float_notepad(columns);
-    kernels.prepare(step, x, second, columns, to);
-    return to;
-}
-
-// Runs work(row) for all rows, a few in a task.
-template <class Work>
-bool for_rows(Pool::Lease& pool, size_t rows, const Work& work) {
-    return pool.run((rows + kRowsToPrepare - 1) / kRowsToPrepare, [&](size_t task) {
-        for (size_t row = task * kRowsToPrepare; row < std::min(rows, (task + 1) * kRowsToPrepare); row++) work(row);
-    }, interrupted);
 }
 
 // A step before a linear layer, as Python gives it: its numbers are alive as long as the arrays are.
@@ -301,125 +287,23 @@ void prepare(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const 
     check_step(by, x);
     check_matrix(out, x.shape(0), x.shape(1), "the output");
     const FloatKernels& kernels = *kernels_named(isa).floats;
-    const size_t rows = x.shape(0), columns = x.shape(1);
     if (by.step.kind == Step::none) throw nb::value_error("there is no step to take");
-    compute([&](Pool::Lease& pool) {
-        return for_rows(pool, rows, [&](size_t row) {
-            take(kernels, by.step, x.data() + row * columns, by.second ? by.second->data() + row * columns : nullptr, columns,
-                 out.data() + row * columns);
-        });
+    compute([&](const Work& work) {
+        return run_step(work, kernels, by.step, x.data(), by.second ? by.second->data() : nullptr, x.shape(0),
+                                 x.shape(1), out.data());
     });
 }
 
-// The input of linear layers in scratch memory: quantised with a scale for each group or for each run of groups, rounded
-// to bfloat16, and as floats after a step, as far as the weights want it.
-struct Input {
-    std::optional<Activations> groups, runs;
-    uint16_t* brain_floats = nullptr;
-    float* floats = nullptr;
-
-    const Activations& of(Layout layout) const { return run_of(layout) == 1 ? *groups : *runs; }
-};
-
-struct Wanted {
-    bool groups, runs, brain_floats, floats;
-
-    bool rounded() const { return groups || runs || brain_floats; }
-};
-
-Input lay_out(Pool::Lease& pool, size_t rows, size_t columns, const Wanted& wanted, const Bf16Linear* linear) {
-    const size_t groups = (columns + kGroup - 1) / kGroup, count = rows * groups, bytes = count * (kGroup + 20);
-    const size_t brain_bytes = wanted.brain_floats ? linear->nbytes(rows, columns) : 0;
-    uint8_t* memory = pool.scratch((wanted.groups + wanted.runs) * bytes + brain_bytes +
-                                   (wanted.floats ? rows * columns * 4 : 0));
-    const auto quantized = [&](size_t run) {
-        const auto part = [&](size_t offset) { return memory + count * (kGroup + offset); };
-        const Activations made{rows, columns, groups, run, reinterpret_cast<int8_t*>(memory),
-                               reinterpret_cast<float*>(part(0)), reinterpret_cast<int32_t*>(part(4)),
-                               reinterpret_cast<int32_t*>(part(8)), reinterpret_cast<float*>(part(16))};
-        memory += bytes;
-        return made;
-    };
-    Input input;
-    input.brain_floats = reinterpret_cast<uint16_t*>(memory);
-    memory += brain_bytes;
-    if (wanted.groups) input.groups = quantized(1);
-    if (wanted.runs) input.runs = quantized(run_of(Layout::q8_row));
-    input.floats = reinterpret_cast<float*>(memory);
-    return input;
+Linear linear_of(const Packed& packed, const std::optional<Vector>& bias = {}) {
+    if (bias) check_vector(*bias, packed.weights.rows, "the bias");
+    return {packed.kernels, &packed.weights, bias ? bias->data() : nullptr};
 }
 
-// How a linear layer is shared out: its tasks are ranges of the rows of x and of blocks of weights.
-class Share {
-public:
-    // In whole tiles of every instruction set.
-    Share(const Kernels& kernels, size_t rows, size_t blocks)
-        : Share(rows, blocks, kernels.rows, 48, rows <= kFewRows ? kBlocksOfFew : kBlocks, kBlocks) {}
-    Share(const Bf16Linear& linear, size_t rows, size_t blocks, bool gated = false)
-        : Share(rows, blocks, linear.rows, 32, linear.blocks / (gated ? 2 : 1), linear.blocks / 8) {}
-
-    size_t tasks() const { return runs() * (large_ + (blocks_ - large_ * most_blocks_ + few_blocks_ - 1) / few_blocks_); }
-    // Tasks that follow one another share their weights.
-    Range rows(size_t task) const { return {task % runs() * run_, std::min((task % runs() + 1) * run_, rows_)}; }
-    Range blocks(size_t task) const {
-        const size_t i = task / runs();
-        if (i < large_) return {i * most_blocks_, (i + 1) * most_blocks_};
-        const size_t first = large_ * most_blocks_ + (i - large_) * few_blocks_;
-        return {first, std::min(first + few_blocks_, blocks_)};
-    }
-
-private:
-    // As many rows as a task may have, shared out evenly in whole tiles. Tasks of many blocks come first, then those of few,
-    // so that all threads are done at about the same time.
-    Share(size_t rows, size_t blocks, size_t most_rows, size_t tile, size_t most_blocks, size_t few_blocks)
-        : rows_(rows), blocks_(blocks), most_blocks_(most_blocks), few_blocks_(few_blocks) {
-        const size_t count = std::max<size_t>((rows + most_rows - 1) / most_rows, 1);
-        run_ = std::max<size_t>((rows + count * tile - 1) / (count * tile), 1) * tile;
-        constexpr size_t kEach = 3;
-        while (most_blocks_ > few_blocks_ && blocks * runs() < kEach * Pool::get().threads() * most_blocks_) most_blocks_ /= 2;
-        large_ = (blocks - blocks / 4) / most_blocks_;
-    }
-    size_t runs() const { return (rows_ + run_ - 1) / run_; }
-
-    size_t rows_, run_, blocks_, most_blocks_, few_blocks_, large_;
-};
-
-// One linear layer of a call.
-struct Layer {
-    const Packed* packed;
-    Output out;
-    Share share;
-    size_t first;  // of its tasks
-};
-
-std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
-                                const std::vector<std::optional<Vector>>& biases,
-                                const std::optional<Matrix>& residual, bool bf16) {
-    if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
-        throw nb::value_error("one output and one bias or None for each weight are wanted");
-    if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
-    const size_t rows = x.shape(0);
-    std::vector<Layer> layers;
-    size_t first = 0;
-    for (size_t i = 0; i < weights.size(); i++) {
-        const Weights& w = weights[i]->weights;
-        if (x.shape(1) != w.columns)
-            throw nb::value_error(("x has " + std::to_string(x.shape(1)) + " columns, the weight has " +
-                                   std::to_string(w.columns)).c_str());
-        check_matrix(outs[i], rows, w.rows, "the output");
-        if (biases[i]) check_vector(*biases[i], w.rows, "the bias");
-        if (residual) check_matrix(*residual, rows, w.rows, "the residual");
-        if (weights[i]->kernels != weights[0]->kernels)
-            throw nb::value_error("weights of one call are packed for one instruction set");
-        const Kernels& kernels = *weights[i]->kernels;
-        const Share share = kernels.in_bf16(w.layout, bf16) ? Share(*kernels.bf16_linear, rows, w.blocks())
-                                                            : Share(kernels, rows, w.blocks());
-        layers.push_back({weights[i],
-                          {outs[i].data(), biases[i] ? biases[i]->data() : nullptr, residual ? residual->data() : nullptr},
-                          share, first});
-        first += share.tasks();
-    }
-    return layers;
+// The rows of x, and a step that Python gave for them.
+Input input_of(const Matrix& x, const PreparedBy* by, bool bf16 = false) {
+    check_alignment(x.data(), "x");
+    if (by) check_step(*by, x);
+    return {x.data(), x.shape(0), by ? by->step : Step{}, by && by->second ? by->second->data() : nullptr, bf16};
 }
 
 // outs[i] = x after a step, times the transpose of weights[i], plus biases[i], plus the residual. x is prepared and
@@ -427,108 +311,40 @@ std::vector<Layer> check_layers(const Matrix& x, const std::vector<Packed*>& wei
 void linears(const Matrix& x, const std::vector<Packed*>& weights, const std::vector<OutMatrix>& outs,
              const std::vector<std::optional<Vector>>& biases, const std::optional<Matrix>& residual,
              const PreparedBy* by, bool bf16) {
-    const std::vector<Layer> layers = check_layers(x, weights, outs, biases, residual, bf16);
-    const Step step = by ? by->step : Step{};
-    check_alignment(x.data(), "x");
-    if (by) check_step(*by, x);
-    const size_t rows = x.shape(0), columns = x.shape(1);
-    if (rows == 0) return;
-    const Kernels& kernels = *weights[0]->kernels;
-    const float *input = x.data(), *second = by && by->second ? by->second->data() : nullptr;
-    const bool prepared = step.kind != Step::none;
-    const Bf16Linear* const linear = kernels.bf16_linear;
-    Wanted wanted{};
-    for (const Packed* packed : weights) {
-        const Layout layout = packed->weights.layout;
-        (kernels.in_bf16(layout, bf16) ? wanted.brain_floats
-         : is_float(layout)               ? wanted.floats
-         : run_of(layout) == 1            ? wanted.groups
-                                          : wanted.runs) = true;
+    if (weights.empty() || weights.size() != outs.size() || weights.size() != biases.size())
+        throw nb::value_error("one output and one bias or None for each weight are wanted");
+    if (residual && weights.size() != 1) throw nb::value_error("a residual goes with one weight");
+    const size_t rows = x.shape(0);
+    std::vector<Linear> layers;
+    std::vector<Output> results;
+    for (size_t i = 0; i < weights.size(); i++) {
+        const Weights& w = weights[i]->weights;
+        if (x.shape(1) != w.columns)
+            throw nb::value_error(("x has " + std::to_string(x.shape(1)) + " columns, the weight has " +
+                                   std::to_string(w.columns)).c_str());
+        check_matrix(outs[i], rows, w.rows, "the output");
+        if (residual) check_matrix(*residual, rows, w.rows, "the residual");
+        if (weights[i]->kernels != weights[0]->kernels)
+            throw nb::value_error("weights of one call are packed for one instruction set");
+        layers.push_back(linear_of(*weights[i], biases[i]));
+        results.push_back({outs[i].data(), nullptr, residual ? residual->data() : nullptr});
     }
-    wanted.floats &= prepared;
-    compute([&](Pool::Lease& pool) {
-        const Input in = lay_out(pool, rows, columns, wanted, linear);
-        const auto prepare_row = [&](size_t row) {
-            const float* from = take(*kernels.floats, step, input + row * columns, second ? second + row * columns : nullptr,
-                                     columns, wanted.floats ? in.floats + row * columns : nullptr);
-            if (wanted.groups) kernels.floats->quantize(from, *in.groups, row);
-            if (wanted.runs) kernels.floats->quantize(from, *in.runs, row);
-            if (wanted.brain_floats) linear->round(from, columns, in.brain_floats, row);
-        };
-        const auto multiply = [&](size_t task) {
-            size_t i = layers.size() - 1;
-            while (task < layers[i].first) i--;
-            const Layer& layer = layers[i];
-            const Weights& w = layer.packed->weights;
-            const Range some = layer.share.rows(task - layer.first), blocks = layer.share.blocks(task - layer.first);
-            if (kernels.in_bf16(w.layout, bf16))
-                linear->multiply(w, in.brain_floats, some, blocks, layer.out);
-            else if (is_float(w.layout))
-                kernels.floats->multiply(w, wanted.floats ? in.floats : input, some, blocks, layer.out);
-            else
-                kernels.multiply(w, in.of(w.layout), some, blocks, layer.out);
-        };
-        return (!(prepared || wanted.rounded()) || for_rows(pool, rows, prepare_row)) &&
-               pool.run(layers.back().first + layers.back().share.tasks(), multiply, interrupted);
+    const Input input = input_of(x, by, bf16);
+    if (rows == 0) return;
+    compute([&](const Work& work) {
+        return run_linears(work, layers, results, input, work.pool.scratch(scratch_of_linears(layers, input)));
     });
 }
 
-// Softmax attention in bf16: `packed` has room for what the kernels pack of keys and values.
-bool attend_in_bf16(Pool::Lease& pool, const Bf16Attention& kernels, const Attention& a, uint8_t* packed) {
-    return pool.run(kernels.tasks_to_pack(a), [&](size_t task) { kernels.pack(a, task, packed); }, interrupted) &&
-           pool.run(kernels.tasks(a), [&](size_t task) { kernels.attend(a, task, packed, notepad(kernels.scratch(a))); },
-                    interrupted);
-}
-
 // A linear layer in bf16 inside a call that does more than one.
-struct Inner {
-    const Packed* packed;
-    const float* bias;
-
-    const Weights& weights() const { return packed->weights; }
-};
-
-Inner check_inner(const Packed& packed, const std::optional<Vector>& bias, size_t rows, size_t columns,
-                  const Packed& first) {
+Linear check_inner(const Packed& packed, const std::optional<Vector>& bias, size_t rows, size_t columns,
+                   const Packed& first) {
     const Weights& w = packed.weights;
     if (!packed.kernels->in_bf16(w.layout, true) || packed.kernels != first.kernels)
         throw nb::value_error("all weights of one call are multiplied in bf16, and for one instruction set");
     if (w.rows != rows || w.columns != columns)
         throw nb::value_error(("a weight is " + size(w.rows, w.columns) + ", but " + size(rows, columns) + " is wanted").c_str());
-    if (bias) check_vector(*bias, rows, "the bias");
-    return {&packed, bias ? bias->data() : nullptr};
-}
-
-// Parts of scratch memory, one behind the other, each at a multiple of 64 bytes.
-class Parts {
-public:
-    size_t add(size_t bytes) {
-        const size_t at = bytes_;
-        bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
-        return at;
-    }
-    uint8_t* memory(Pool::Lease& pool) const { return pool.scratch(bytes_); }
-
-private:
-    size_t bytes_ = 0;
-};
-
-// Rounds the rows of x to bfloat16 after a step.
-bool round_rows(Pool::Lease& pool, const Packed& first, const Step& step, const float* x, size_t rows, size_t columns,
-                uint16_t* to) {
-    const Bf16Linear& linear = *first.kernels->bf16_linear;
-    return for_rows(pool, rows, [&](size_t row) {
-        linear.round(take(*first.kernels->floats, step, x + row * columns, nullptr, columns), columns, to, row);
-    });
-}
-
-bool multiply_inner(Pool::Lease& pool, const Inner& layer, const uint16_t* x, size_t rows, float* out,
-                    const float* residual) {
-    const Bf16Linear& linear = *layer.packed->kernels->bf16_linear;
-    const Share share(linear, rows, layer.weights().blocks());
-    return pool.run(share.tasks(), [&](size_t task) {
-        linear.multiply(layer.weights(), x, share.rows(task), share.blocks(task), {out, layer.bias, residual});
-    }, interrupted);
+    return linear_of(packed, bias);
 }
 
 // out = x plus what two linear layers make of it after a step, with another step between them.
@@ -536,26 +352,14 @@ void feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, c
                   const std::optional<Vector>& up_bias, const PreparedBy& between, const Packed& down,
                   const std::optional<Vector>& down_bias) {
     const size_t rows = x.shape(0), columns = x.shape(1), wide = up.weights.rows;
-    const Inner first = check_inner(up, up_bias, wide, columns, up), second = check_inner(down, down_bias, columns, wide, up);
+    const Linear first = check_inner(up, up_bias, wide, columns, up), second = check_inner(down, down_bias, columns, wide, up);
     const Step::Kind kind = between.step.kind;
     if (kind != Step::gelu && kind != Step::gelu_tanh) throw nb::value_error("gelu or gelu_tanh goes between the layers");
     check_matrix(out, rows, columns, "the output");
-    check_alignment(x.data(), "x");
-    check_step(by, x);
+    const Input input = input_of(x, &by);
     if (rows == 0) return;
-    const Bf16Linear& linear = *up.kernels->bf16_linear;
-    const Share share(linear, rows, first.weights().blocks());
-    Parts parts;
-    const size_t in_at = parts.add(linear.nbytes(rows, columns)), inner_at = parts.add(linear.nbytes(rows, wide));
-    compute([&](Pool::Lease& pool) {
-        uint8_t* const memory = parts.memory(pool);
-        auto *const in = reinterpret_cast<uint16_t*>(memory + in_at), *const inner = reinterpret_cast<uint16_t*>(memory + inner_at);
-        return round_rows(pool, up, by.step, x.data(), rows, columns, in) &&
-               pool.run(share.tasks(), [&](size_t task) {
-                   linear.multiply_between(first.weights(), in, share.rows(task), share.blocks(task), first.bias,
-                                           between.step, inner);
-               }, interrupted) &&
-               multiply_inner(pool, second, inner, rows, out.data(), x.data());
+    compute([&](const Work& work) {
+        return run_feed_forward(work, input, first, between.step, second, out.data());
     });
 }
 
@@ -563,26 +367,13 @@ void feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, c
 void gated_feed_forward(const Matrix& x, const OutMatrix& out, const PreparedBy& by, const Packed& gate, const Packed& up,
                         const Packed& down) {
     const size_t rows = x.shape(0), columns = x.shape(1), wide = gate.weights.rows;
-    for (const Packed* packed : {&gate, &up}) check_inner(*packed, {}, wide, columns, gate);
-    const Inner last = check_inner(down, {}, columns, wide, gate);
+    const Linear first = check_inner(gate, {}, wide, columns, gate), second = check_inner(up, {}, wide, columns, gate);
+    const Linear last = check_inner(down, {}, columns, wide, gate);
     if (gate.weights.layout != up.weights.layout) throw nb::value_error("gate and up have one layout");
     check_matrix(out, rows, columns, "the output");
-    check_alignment(x.data(), "x");
-    check_step(by, x);
+    const Input input = input_of(x, &by);
     if (rows == 0) return;
-    const Bf16Linear& linear = *gate.kernels->bf16_linear;
-    const Share share(linear, rows, gate.weights.blocks(), true);
-    Parts parts;
-    const size_t in_at = parts.add(linear.nbytes(rows, columns)), inner_at = parts.add(linear.nbytes(rows, wide));
-    compute([&](Pool::Lease& pool) {
-        uint8_t* const memory = parts.memory(pool);
-        auto *const in = reinterpret_cast<uint16_t*>(memory + in_at), *const inner = reinterpret_cast<uint16_t*>(memory + inner_at);
-        return round_rows(pool, gate, by.step, x.data(), rows, columns, in) &&
-               pool.run(share.tasks(), [&](size_t task) {
-                   linear.multiply_gated(gate.weights, up.weights, in, share.rows(task), share.blocks(task), inner);
-               }, interrupted) &&
-               multiply_inner(pool, last, inner, rows, out.data(), x.data());
-    });
+    compute([&](const Work& work) { return run_gated_feed_forward(work, input, first, second, last, out.data()); });
 }
 
 // out = x plus what attention among its rows makes of it after a step. Weights are those of queries, keys, values and of
@@ -593,39 +384,113 @@ void self_attention(const Matrix& x, const OutMatrix& out, const PreparedBy& by,
     const size_t rows = x.shape(0), columns = x.shape(1);
     if (heads == 0 || columns == 0 || columns % heads)
         throw nb::value_error((std::to_string(columns) + " columns are not shared by " + std::to_string(heads) + " heads").c_str());
-    std::vector<Inner> layers;
-    for (size_t i = 0; i < 4; i++) layers.push_back(check_inner(*weights[i], biases[i], columns, columns, *weights[0]));
+    std::array<Linear, 4> layers;
+    for (size_t i = 0; i < 4; i++) layers[i] = check_inner(*weights[i], biases[i], columns, columns, *weights[0]);
     check_matrix(out, rows, columns, "the output");
-    check_alignment(x.data(), "x");
-    check_step(by, x);
+    const Input input = input_of(x, &by);
     if (rows == 0) return;
-    const Packed& first = *weights[0];
-    const Bf16Linear& linear = *first.kernels->bf16_linear;
-    const Bf16Attention& attention = *first.kernels->bf16_attention;
-    const size_t width = columns / heads;
-    Attention a{rows, heads, heads, rows, width, false, nullptr, nullptr, nullptr, width, columns, width, columns, nullptr};
-    Parts parts;
-    const size_t in_at = parts.add(linear.nbytes(rows, columns)), packed_at = parts.add(attention.packed_bytes(a));
-    size_t at[4];  // of queries, keys, values, and what is read
-    for (size_t& part : at) part = parts.add(rows * columns * sizeof(float));
-    compute([&](Pool::Lease& pool) {
-        uint8_t* const memory = parts.memory(pool);
-        auto* const in = reinterpret_cast<uint16_t*>(memory + in_at);
-        float* made[4];
-        for (size_t i = 0; i < 4; i++) made[i] = reinterpret_cast<float*>(memory + at[i]);
-        a.q = made[0], a.keys = made[1], a.values = made[2], a.out = made[3];
-        bool whole = round_rows(pool, first, by.step, x.data(), rows, columns, in);
-        for (size_t i = 0; i < 3 && whole; i++) whole = multiply_inner(pool, layers[i], in, rows, made[i], nullptr);
-        return whole && attend_in_bf16(pool, attention, a, memory + packed_at) &&
-               round_rows(pool, first, Step{}, made[3], rows, columns, in) &&
-               multiply_inner(pool, layers[3], in, rows, out.data(), x.data());
-    });
+    compute([&](const Work& work) { return run_self_attention(work, input, layers, heads, out.data()); });
+}
+
+// The layers of a decoder, and what makes logits of their results. What they are made of is kept alive.
+struct Decoder {
+    std::vector<DecoderLayer> layers;
+    DecoderShape shape;
+    size_t columns;
+    const float* norm;
+    Linear output;
+    std::vector<nb::object> owners;
+};
+
+// `layers` holds of each layer its matrices of queries, keys, values, of what is read, gate, up and down, and its two norms.
+Decoder make_decoder(const std::vector<std::pair<std::vector<nb::object>, std::vector<Vector>>>& layers,
+                     const Vector& output_norm, const nb::object& output, size_t heads, size_t kv_heads, size_t head, float eps) {
+    if (layers.empty() || heads == 0 || kv_heads == 0 || heads % kv_heads || head == 0 || head % 2)
+        throw nb::value_error("layers, heads that share key-value heads evenly, and an even width of a head are wanted");
+    const Linear last = linear_of(*nb::cast<Packed*>(output));
+    Decoder made{{}, {heads, kv_heads, head, eps}, last.weights->columns, output_norm.data(), last,
+                 {nb::cast(output_norm), output}};
+    check_vector(output_norm, made.columns, "the weight of a norm");
+    for (const auto& [matrices, norms] : layers) {
+        if (matrices.size() != 7 || norms.size() != 2) throw nb::value_error("seven matrices and two norms a layer are wanted");
+        std::array<Linear, 7> linear;
+        for (size_t i = 0; i < 7; i++) {
+            linear[i] = linear_of(*nb::cast<Packed*>(matrices[i]));
+            if (linear[i].kernels != last.kernels)
+                throw nb::value_error("weights of one decoder are packed for one instruction set");
+            made.owners.push_back(matrices[i]);
+        }
+        const size_t columns = made.columns, inner = linear[4].weights->rows;
+        const std::pair<size_t, size_t> wanted[] = {{heads * head, columns}, {kv_heads * head, columns},
+                                                    {kv_heads * head, columns}, {columns, heads * head},
+                                                    {inner, columns}, {inner, columns}, {columns, inner}};
+        for (size_t i = 0; i < 7; i++)
+            if (linear[i].weights->rows != wanted[i].first || linear[i].weights->columns != wanted[i].second)
+                throw nb::value_error(("a weight is " + size(linear[i].weights->rows, linear[i].weights->columns) + ", but " +
+                                       size(wanted[i].first, wanted[i].second) + " is wanted").c_str());
+        for (const Vector& norm : norms) {
+            check_vector(norm, columns, "the weight of a norm");
+            made.owners.push_back(nb::cast(norm));
+        }
+        made.layers.push_back({norms[0].data(), norms[1].data(), {linear[0], linear[1], linear[2]}, linear[3], linear[4],
+                               linear[5], linear[6]});
+    }
+    return made;
+}
+
+constexpr nb::dlpack::dtype kHalf{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
+
+// Writable, float32 or float16.
+using CacheMemory = nb::ndarray<nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+// The logits of the last rows (`tails`) of each sequence; x is overwritten. Of each sequence there are its rows in this call,
+// how many positions came before them, and the arrays of all layers, in `keys` and `values` one sequence behind the other.
+void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const Matrix& sin, const std::vector<size_t>& counts,
+            const std::vector<size_t>& lengths, const std::vector<CacheMemory>& keys, const std::vector<CacheMemory>& values,
+            const std::vector<size_t>& tails, const OutMatrix& logits, bool bf16) {
+    const size_t rows = x.shape(0), layers = decoder.layers.size();
+    const auto& shape = decoder.shape;
+    check_matrix(x, rows, decoder.columns, "x");
+    check_matrix(cos, rows, shape.head / 2, "the cosines");
+    check_matrix(sin, rows, shape.head / 2, "the sines");
+    if (counts.size() != lengths.size() || counts.size() != tails.size() || keys.size() != counts.size() * layers || values.size() != keys.size() ||
+        std::accumulate(counts.begin(), counts.end(), size_t{0}) != rows || keys.empty())
+        throw nb::value_error("the rows of all sequences, and the keys and values of all their layers, are wanted");
+    for (size_t i = 0; i < counts.size(); i++)
+        if (tails[i] > counts[i]) throw nb::value_error("no sequence has more logits than rows");
+    check_matrix(logits, std::accumulate(tails.begin(), tails.end(), size_t{0}), decoder.output.weights->rows, "the logits");
+    const bool half = keys[0].dtype() == kHalf;
+    std::vector<std::vector<CachedRows>> cached(layers);
+    for (size_t i = 0; i < keys.size(); i++) {
+        const size_t sequence = i / layers, end = lengths[sequence] + counts[sequence];
+        for (const CacheMemory* array : {&keys[i], &values[i]})
+            if (array->shape(0) != shape.kv_heads || array->shape(1) < end || array->shape(2) != shape.head ||
+                array->shape(1) != keys[i].shape(1) || (half ? array->dtype() != kHalf : array->dtype() != nb::dtype<float>()))
+                throw nb::value_error(("keys and values of " + std::to_string(shape.kv_heads) + " heads, at least " +
+                                       std::to_string(end) + " positions and width " + std::to_string(shape.head) +
+                                       " are wanted, all float32 or all float16").c_str());
+        cached[i % layers].push_back({counts[sequence], lengths[sequence], keys[i].shape(1), keys[i].data(), values[i].data()});
+    }
+    if (rows == 0) return;
+    bool whole = true;
+    {
+        nb::gil_scoped_release release;
+        const std::function<bool()> stop = interrupted;
+        for (size_t i = 0; i < layers && whole; i++) {
+            Pool::Lease pool;  // one a layer, so that other models get their turn
+            whole = run_decoder_layer({pool, stop}, decoder.layers[i], shape, x.data(), rows, cos.data(), sin.data(), cached[i], half,
+                                      bf16);
+        }
+        Pool::Lease pool;
+        whole = whole && run_decoder_end({pool, stop}, decoder.norm, decoder.output, shape, x.data(), cached[0], tails,
+                                         logits.data());
+    }
+    if (!whole) throw nb::python_error();
 }
 
 // out = what the queries read of the keys and values [kv_heads, key_count, width], whatever their strides but the last.
 void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
             const std::string& isa, bool bf16) {
-    constexpr nb::dlpack::dtype kHalf{static_cast<uint8_t>(nb::dlpack::dtype_code::Float), 16, 1};
     const bool half = keys.dtype() == kHalf;
     if (keys.dtype() != values.dtype() || (!half && keys.dtype() != nb::dtype<float>()) || (half && bf16))
         throw nb::type_error("keys and values are both float32 or, outside of bf16, both float16");
@@ -652,14 +517,10 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
         const Bf16Attention* attention = kernels_named(isa).bf16_attention;
         if (!attention || causal)
             throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
-        return compute([&](Pool::Lease& pool) {
-            return attend_in_bf16(pool, *attention, a, pool.scratch(attention->packed_bytes(a)));
-        });
+        return compute([&](const Work& work) { return run_bf16_attention(work, *attention, a); });
     }
     const FloatKernels& kernels = *kernels_named(isa).floats;
-    compute([&](Pool::Lease& pool) {
-        return pool.run(a.tasks(), [&](size_t task) { kernels.attend(a, task, float_notepad(a.scratch())); }, interrupted);
-    });
+    compute([&](const Work& work) { return run_attention(work, kernels, a); });
 }
 
 // out = the heads x turned to their positions.
@@ -673,8 +534,8 @@ void rope(const Heads& x, const Matrix& cos, const Matrix& sin, const HeadsOut& 
     check_alignment(x.data(), "x");
     check_alignment(out.data(), "the output");
     const FloatKernels& kernels = *kernels_named(isa).floats;
-    compute([&](Pool::Lease& pool) {
-        return for_rows(pool, n, [&](size_t at) {
+    compute([&](const Work& work) {
+        return for_rows(work, n, [&](size_t at) {
             kernels.turn(x.data() + at * heads * width, cos.data() + at * width / 2, sin.data() + at * width / 2, heads,
                          width, out.data() + at * heads * width);
         });
@@ -789,6 +650,7 @@ NB_MODULE(_native, m) {
              "pages. Others may compute with them meanwhile.")
         .def("holds", &holds, "data"_a.noconvert(), "first"_a, "grid"_a.noconvert().none() = nb::none(),
              "Whether such rows would be packed to what is there.")
+        .def("rows", &rows_of, "ids"_a.noconvert(), "out"_a.noconvert(), "Writes some rows [n, columns] as the file has them.")
         .def_ro("nbytes", &Packed::nbytes)
         .def_prop_ro("memory", [](Packed& p) { return nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(
                                                    p.weights.codes, {p.nbytes}, nb::find(p)); },
@@ -825,6 +687,18 @@ NB_MODULE(_native, m) {
           "biases"_a.noconvert(), "heads"_a,
           "Writes x [n, columns], plus what attention among its rows makes of it after a step, into out, which may be x. The "
           "weights, which are bf16, make queries, keys, values and the result.");
+    nb::class_<Decoder>(m, "Decoder", "The layers of a decoder.")
+        .def("__init__",
+             [](Decoder* self, const std::vector<std::pair<std::vector<nb::object>, std::vector<Vector>>>& layers,
+                const Vector& norm, const nb::object& output, size_t heads, size_t kv_heads, size_t head, float eps) {
+                 new (self) Decoder(make_decoder(layers, norm, output, heads, kv_heads, head, eps));
+             },
+             "layers"_a.noconvert(), "norm"_a.noconvert(), "output"_a, "heads"_a, "kv_heads"_a, "head"_a, "eps"_a)
+        .def("forward", &decode, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "counts"_a, "lengths"_a,
+             "keys"_a.noconvert(), "values"_a.noconvert(), "tails"_a, "logits"_a.noconvert(), "bf16"_a = false,
+             "Takes the rows x [n, columns] of some sequences through all layers, in place, and adds their keys and values, "
+             "turned by cosines and sines [n, head / 2], behind the first so many positions of the arrays [kv_heads, capacity, "
+             "head] of each sequence and layer. Writes the logits of the last rows of each.");
     m.def("prepare", &prepare, "x"_a.noconvert(), "out"_a.noconvert(), "step"_a, "isa"_a, "Writes x after a step.");
     m.def("attend", &attend, "q"_a.noconvert(), "keys"_a.noconvert(), "values"_a.noconvert(), "out"_a.noconvert(),
           "causal"_a, "isa"_a, "bf16"_a = false,

@@ -4,6 +4,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "half.h"
@@ -107,7 +108,61 @@ void write_int8_row(std::span<const float> numbers, const Weights& shape, size_t
     }
 }
 
+// The code of a column in a group of row r, which `write_codes` put there; `group` is the block's.
+uint8_t code_at(const Weights& w, const uint8_t* group, size_t r, size_t column) {
+    const size_t step = column / 4, k = column % 4, interleave = w.interleave;
+    const Codes kind = form(w.layout).codes;
+    if (kind == Codes::bytes) return group[(step * interleave + r) * 4 + k];
+    const uint8_t both = group[(step % 4 * interleave + r) * 4 + k], four = step < 4 ? both & 15 : both >> 4;
+    const uint8_t* upper = group + 16 * interleave + r * 4 + k;
+    if (kind == Codes::levels) return w.levels[four];
+    if (kind == Codes::five) return static_cast<uint8_t>(four | (*upper >> step & 1) << 4);
+    if (kind == Codes::six) return static_cast<uint8_t>(four | (upper[step / 4 * interleave * 4] >> step % 4 * 2 & 3) << 4);
+    return four;
+}
+
+// The scale and the minimum, or 0, of a part of group g in row r; `scales` are those of the block.
+std::pair<float, float> scales_at(const Weights& w, const uint8_t* scales, size_t r, size_t g, size_t part) {
+    const Form f = form(w.layout);
+    const size_t interleave = w.interleave, factors = kGroupsPerSuperblock * f.parts;
+    const uint8_t* run = scales + g / scale_groups(w.layout) * interleave * row_scale_bytes(w.layout);
+    const uint8_t* factor = run + interleave * (4 + g % kGroupsPerSuperblock * f.parts + part) + r;
+    const auto half = [&](size_t which) { return from_half(run + (which * interleave + r) * 2); };
+    switch (f.scales) {
+        case Scales::factors: return {std::bit_cast<float>(four_bytes(run + r * 4)) * static_cast<int8_t>(*factor), 0.0f};
+        case Scales::minima: return {half(0) * *factor, half(1) * factor[interleave * factors]};
+        case Scales::pair: return {half(0), half(1)};
+        default: return {half(0), 0.0f};
+    }
+}
+
+template <class Number>
+void unpack_floats(const Weights& w, size_t row, float* numbers) {
+    const uint8_t* block = w.codes + row / w.interleave * w.block_bytes();
+    for (size_t c = 0; c < w.columns; c++) {
+        Number number;
+        std::memcpy(&number, block + (c * w.interleave + row % w.interleave) * sizeof number, sizeof number);
+        numbers[c] = widened(number);
+    }
+}
+
 }  // namespace
+
+void unpack_row(const Weights& w, size_t row, float* numbers) {
+    if (w.layout == Layout::f32) return unpack_floats<float>(w, row, numbers);
+    if (w.layout == Layout::f16) return unpack_floats<Half>(w, row, numbers);
+    if (w.layout == Layout::bf16) return unpack_floats<BrainFloat>(w, row, numbers);
+    const Form f = form(w.layout);
+    const size_t block = row / w.interleave, r = row % w.interleave, width = kGroup / f.parts;
+    const uint8_t *codes = w.codes + block * w.block_bytes(), *scales = w.scales + block * w.scale_bytes();
+    for (size_t column = 0; column < w.columns; column += width) {
+        const size_t g = column / kGroup, first = column % kGroup;
+        const auto [scale, minimum] = scales_at(w, scales, r, g, first / width);
+        const uint8_t* group = codes + g * w.interleave * row_code_bytes(w.layout);
+        for (size_t c = 0; c < width; c++)
+            numbers[column + c] = scale * static_cast<float>(code_at(w, group, r, first + c) - f.offset) - minimum;
+    }
+}
 
 void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t count, const uint8_t* grid,
                 uint8_t* codes, uint8_t* scales) {

@@ -51,4 +51,8 @@ std::vector<uint8_t> places_of(const Source& source, std::span<const uint8_t> gr
 void pack_block(const Source& source, const Weights& shape, const uint8_t* data, size_t count, const uint8_t* grid,
                 uint8_t* codes, uint8_t* scales);
 
+// The numbers of one row of packed weights, with the bits that GGUF blocks stand for; of the layouts that keep what the file
+// has.
+void unpack_row(const Weights& weights, size_t row, float* numbers);
+
 }  // namespace handlens

@@ -25,24 +25,6 @@ inline V reciprocal(V x) { return x != 0.0f ? 1.0f / x : splat(0.0f); }
 // The nearest whole number, ties to even: adding and subtracting 1.5 * 2^23 rounds.
 inline V whole(V x) { return (x + 12582912.0f) - 12582912.0f; }
 
-// float32 to the bits of the nearest float16, ties to even; what is too large becomes infinity.
-inline uint16_t to_half(float number) {
-    uint32_t bits;
-    std::memcpy(&bits, &number, 4);
-    const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
-    bits &= 0x7fffffff;
-    if (bits >= 0x47800000) return sign | 0x7c00;
-    if (bits < 0x38800000) {  // below the smallest normal float16: adding 0.5 leaves its units of 2^-24 in the last bits
-        float small;
-        std::memcpy(&small, &bits, 4);
-        small += 0.5f;
-        std::memcpy(&bits, &small, 4);
-        return sign | static_cast<uint16_t>(bits - 0x3f000000);
-    }
-    bits += 0xfff + (bits >> 13 & 1);
-    return sign | static_cast<uint16_t>((bits - 0x38000000) >> 13);
-}
-
 // x as float16 can hold it.
 inline V half(V x) {
     V rounded;

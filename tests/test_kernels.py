@@ -444,10 +444,21 @@ def test_linears_mixes_packed_and_plain_weights_in_order():
 
 
 @needs_native
-def test_embeddings_of_a_packed_table_are_the_files_numbers():
-    tensor = random_tensor("Q4_K", 30, 256)
-    ids = np.array([3, 29, 3, 0])
-    np.testing.assert_array_equal(ops.embedding(ids, ops.pack(tensor)), tensor.dequantize()[ids])
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("name", [*QUANTIZED, "F32", "F16", "BF16"])
+def test_embeddings_of_a_packed_table_are_the_files_numbers(name, isa):
+    if name in QUANTIZED:
+        tensor = random_tensor(name, 30, 512)
+    else:
+        tensor = Tensor(name, (30, 512), activations(30, 512).view(np.uint8)[:, : 512 * BLOCKS[name].nbytes])
+    ids = np.array([3, 29, 3, 0, 17])
+    table = ops.pack(tensor, isa)
+    np.testing.assert_array_equal(ops.embedding(ids, table), tensor.dequantize()[ids])
+    with pytest.raises(ValueError, match="no row 30 of 30"):
+        table.packed.rows(np.array([0, 30]), np.empty((2, 512), np.float32))
+    if name not in QUANTIZED:
+        with pytest.raises(ValueError, match="no longer have the file's rows"):
+            ops.embedding(ids, ops.pack(tensor, isa, "int8"))
 
 
 @needs_native

@@ -218,10 +218,10 @@ def test_questions_at_the_same_time_do_not_meet_in_one_cache(fresh):
         assert answers == wanted
 
 
-def test_a_poisoned_request_leaves_nothing_behind(tiny_model):
+def test_a_poisoned_request_leaves_nothing_behind(tiny_model, monkeypatch):
     chat = load(tiny_model.model, tiny_model.mmproj)
-    llama = chat.generator.backend.llama
-    llama.output_norm = np.full_like(llama.output_norm, np.nan)
+    width = chat.config.llm.hidden_size
+    monkeypatch.setattr(chat.generator.backend, "embed", lambda ids: np.full((len(ids), width), np.nan, np.float32))
     with pytest.raises(ModelFileError, match="not numbers"):
         chat.reply([user("Hello")], GREEDY)
     assert chat.generator.prefixes.entries == []

@@ -44,6 +44,13 @@ class KVCache:
         values[:, self.length :] = v
         return keys, values
 
+    def rooms(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """The arrays of keys and of values [K, capacity, d] of all layers, with room for `count` more positions."""
+        for index in range(len(self._keys)):
+            self._make_room(self._keys, index, self.length + count)
+            self._make_room(self._values, index, self.length + count)
+        return self._keys, self._values
+
     def advance(self, count: int) -> None:
         """Makes the `count` positions that were last added to every layer valid."""
         self.length += count
@@ -107,16 +114,21 @@ class Llama:
         (self.token_embd,) = modules["token_embd"]
         (self.output_norm,) = modules["output_norm"]
         (self.output,) = modules["token_embd" if tied else "output"]
+        sizes = config.num_attention_heads, config.num_key_value_heads, config.head_dim, config.rms_norm_eps
+        #: Does what `layer` does for all layers at once, if there is such a thing.
+        self.decoder = ops.decoder(self.layers, self.output_norm, self.output, *sizes)
         (factors,) = modules.get("rope_freqs", (None,))
         self.frequencies = reference.rope_frequencies(
             config.head_dim, config.rope_theta, None if factors is None else reference.dense(factors)
         )
+        #: Cosines and sines of the first positions, as many as were wanted yet.
+        self._turns = (np.empty((0, config.head_dim // 2), np.float32),) * 2
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The embeddings [n, D] of token ids [n]."""
         ids = np.asarray(ids, np.int64)
-        strangers = ids[(ids < 0) | (ids >= self.config.vocab_size)]
-        if strangers.size:
+        strangers = [token for token in ids.tolist() if not 0 <= token < self.config.vocab_size]
+        if strangers:
             raise InputError(f"token id {strangers[0]} is not in the vocabulary of {self.config.vocab_size}")
         return self.ops.embedding(ids, self.token_embd)
 
@@ -143,16 +155,30 @@ class Llama:
             )
         ends = list(accumulate(counts))
         spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        positions = [np.arange(cache.length, cache.length + count) for cache, count in zip(caches, counts, strict=True)]
-        rotation = self.ops.rope_table(np.concatenate(positions), self.frequencies)
+        rotation = self._rotation([(cache.length, count) for cache, count in zip(caches, counts, strict=True)])
         x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
-        for index in range(self.config.num_hidden_layers):
-            x = self.layer(x, index, rotation, spans, caches, prompt)
         tails = counts if all_logits else tails or [1] * len(counts)
-        logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
+        if self.decoder is None:
+            for index in range(self.config.num_hidden_layers):
+                x = self.layer(x, index, rotation, spans, caches, prompt)
+            logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
+        else:
+            rooms = [cache.rooms(count) for cache, count in zip(caches, counts, strict=True)]
+            keys, values = ([array for room in rooms for array in room[which]] for which in (0, 1))
+            logits = np.empty((sum(tails), self.config.vocab_size), np.float32)
+            lengths = [cache.length for cache in caches]
+            self.decoder.forward(x, *rotation, counts, lengths, keys, values, tails, logits, prompt)
         for cache, count in zip(caches, counts, strict=True):
             cache.advance(count)
         return [logits[span] for span in spans] if all_logits else logits
+
+    def _rotation(self, runs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+        """The cosines and the sines [n, d / 2] of runs of positions, each given as (first, count)."""
+        end = max(first + count for first, count in runs)
+        if end > len(self._turns[0]):
+            self._turns = self.ops.rope_table(np.arange(max(64, end + end // 2)), self.frequencies)
+        cos, sin = ([table[first : first + count] for first, count in runs] for table in self._turns)
+        return (cos[0], sin[0]) if len(runs) == 1 else (np.concatenate(cos), np.concatenate(sin))
 
     def layer(
         self,

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 
 import numpy as np
 
@@ -21,7 +22,6 @@ from handlens.cpu import reference
 from handlens.cpu.memory import let_go
 from handlens.cpu.reference import (  # noqa: F401
     dense,
-    embedding,
     require_tensors,
     rope_frequencies,
     rope_table,
@@ -177,9 +177,43 @@ def gated_feed_forward(
     return x
 
 
+#: The matrices and the norms of a decoder's layer, as `native.Decoder` takes them.
+DECODER_MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+DECODER_NORMS = ("attn_norm", "ffn_norm")
+
+
+def decoder(
+    layers: Sequence[Mapping[str, tuple]],
+    norm: np.ndarray,
+    output: Weight,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    eps: float,
+) -> "native.Decoder | None":
+    """What takes rows through all layers of a decoder and makes logits in one call, with the bits of the functions
+    here; None where numpy multiplies with a matrix. `layers` are modules by their names in GGUF files."""
+    matrices = [[layer[name][0] for name in DECODER_MATRICES] for layer in layers]
+    if not all(isinstance(weight, PackedWeight) for weight in (output, *chain.from_iterable(matrices))):
+        return None
+    norms = [[np.ascontiguousarray(layer[name][0]) for name in DECODER_NORMS] for layer in layers]
+    packed = [[weight.packed for weight in of_layer] for of_layer in matrices]
+    ends = np.ascontiguousarray(norm), output.packed
+    return native.Decoder(list(zip(packed, norms, strict=True)), *ends, heads, kv_heads, head_dim, eps)
+
+
 def _in_bf16(*layers: tuple, wanted: bool = False) -> bool:
     """Whether all layers are multiplied in bfloat16; where that is `wanted`, quantised weights are if they can be."""
     return all(isinstance(layer[0], PackedWeight) and layer[0].packed.in_bf16(wanted) for layer in layers)
+
+
+def embedding(ids: np.ndarray, table: Weight) -> np.ndarray:
+    """The rows `ids` [n] of a table [V, D] as [n, D], as `reference.embedding`."""
+    if not isinstance(table, PackedWeight):
+        return reference.embedding(ids, table)
+    out = _empty(len(ids), table.shape[1])
+    table.packed.rows(np.ascontiguousarray(ids, np.int64), out)
+    return out
 
 
 def patch_embed(patches: np.ndarray, kernel: Weight, bias: np.ndarray) -> np.ndarray:

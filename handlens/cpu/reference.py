@@ -5,7 +5,7 @@ m keys, H heads, K key-value heads (H / K query heads share one), d width of a h
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -90,6 +90,10 @@ def gated_feed_forward(
     """x [n, D] plus the linear layer `down` of silu(gate) * up, which are linear layers of x, normalised."""
     gates, ups = norm_linears(x, norm, eps, gate, up)
     return linear(silu(gates) * ups, *down, residual=x)
+
+
+def decoder(layers: Sequence[Mapping[str, tuple]], norm: np.ndarray, output: Weight, *sizes: float) -> None:
+    """What takes rows through all layers of a decoder in one call; numpy has nothing of the kind."""
 
 
 def embedding(ids: np.ndarray, table: Weight) -> np.ndarray:

@@ -221,9 +221,9 @@ class Engine:
         for prompt, places in self._calls(sequences):
             caches, sizes = [sequences[place].cache for place in places], [tails[place] for place in places]
             logits = self.backend.forward([inputs[place] for place in places], caches, sizes, prompt)
-            for place, part in zip(places, np.split(logits, np.cumsum(sizes)[:-1])):
+            for place, end in zip(places, accumulate(sizes)):
                 sequences[place].read(len(pieces[place]))
-                found[place] = part
+                found[place] = logits[end - tails[place] : end]
         return np.concatenate([found[place] for place in range(len(sequences))])
 
     def _calls(self, sequences: list[Sequence]) -> list[tuple[bool, list[int]]]:

@@ -100,6 +100,7 @@ def _observe(backend: Any, sums: _Sums) -> None:
             if id(weight) in names:
                 sums.add(names[id(weight)], x)
 
+    backend.llama.decoder = None  # which calls no functions
     for part in parts:
         part.ops = _observed(part.ops, note)
 
