@@ -50,9 +50,9 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         images = {side: noise(side, Path(folder)) for side in ([448, 1344] if args.large else [448])}
         for _ in range(args.rounds):
-            read = read_bandwidth()
-            ours, theirs = our_round(chat, images), their_round(args, images)
-            found.append((ours, theirs, weight_bytes(chat.generator.backend) * ours["decode"] / read))
+            before, ours, after = read_bandwidth(), our_round(chat, images), read_bandwidth()
+            share = weight_bytes(chat.generator.backend) * ours["decode"] / max(before, after)
+            found.append((ours, their_round(args, images), share))
     show(args, found)
 
 
