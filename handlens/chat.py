@@ -53,11 +53,11 @@ def load(
     does a `device` other than "cpu", such as "cuda" (see docs/pytorch.md).
 
     The backend cpu has more: `threads` compute, by default one for each physical core; the vision tower computes in
-    the `vision_precision` "bf16", "int8" or "f32", by default bf16 where the processor multiplies it and int8
-    elsewhere, for the shipped model f32; with `low_memory` its weights are in memory only while images are encoded;
-    vectors of images are kept in the folder `cache_dir`, up to 1 GiB (docs/python.md says what they tell), and
-    weights as the kernels want them, so that the next start is faster; `prefix_cache_bytes` of keys and values, at
-    most, serve later requests that begin alike.
+    the `vision_precision` "bf16", "int8" or "f32", by default bf16 where the processor multiplies it, int8 where it
+    has dot products of bytes and f32 elsewhere, and for the shipped model f32; with `low_memory` its weights are in
+    memory only while images are encoded; vectors of images are kept in the folder `cache_dir`, up to 1 GiB
+    (docs/python.md says what they tell), and weights as the kernels want them, so that the next start is faster;
+    `prefix_cache_bytes` of keys and values, at most, serve later requests that begin alike.
     """
     loaded = load_model(
         model,

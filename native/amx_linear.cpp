@@ -306,5 +306,5 @@ double float_work(size_t rounds) { return kAvx512Vnni.float_work(rounds); }
 
 }  // namespace
 
-const Kernels kAmx = {"amx", kRows, 192, &kFloatAvx512, multiply_bytes, tile_work, float_work, &kLinear, &kAmxAttention};
+const Kernels kAmx = {"amx", kRows, 192, true, &kFloatAvx512, multiply_bytes, tile_work, float_work, &kLinear, &kAmxAttention};
 }  // namespace handlens

@@ -167,6 +167,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kAvx512Vnni = {"avx512vnni", kRows, 192, &kFloatAvx512, multiply, integer_work, float_work};
+const Kernels kAvx512Vnni = {"avx512vnni", kRows, 192, true, &kFloatAvx512, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -5,8 +5,10 @@
 #if defined(HANDLENS_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
-#ifdef HANDLENS_AMX
+#ifdef HANDLENS_X86
 #include <cpuid.h>
+#endif
+#ifdef HANDLENS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -71,6 +73,11 @@ std::vector<InstructionSet> instruction_sets() {
     sets.push_back({&kAmx, amx});
 #endif
     sets.push_back({&kAvx512Vnni, avx512});
+#ifdef HANDLENS_AVXVNNI
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    const bool vnni = __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    sets.push_back({&kAvxVnni, lacking({{"avxvnni", vnni}, avx2, fma, f16c})});
+#endif
     sets.push_back({&kAvx2, lacking({avx2, fma, f16c})});
 #endif
 #ifdef HANDLENS_ARM

@@ -242,6 +242,7 @@ struct Kernels {
     const char* name;
     size_t interleave;
     size_t rows;  // of x in one task: enough to be worth the asking, few enough to stay in the second cache
+    bool has_dots;  // whether an instruction sums products of bytes: without, int8 is hardly faster than float32
     const FloatKernels* floats;
     // out[row, r] for these rows of x and the rows r of these blocks of the weights.
     void (*multiply)(const Weights& weights, const Activations& x, Range rows, Range blocks, const Output& out);
@@ -266,6 +267,9 @@ extern const Kernels kScalar;
 extern const FloatKernels kFloatAvx2;
 extern const FloatKernels kFloatAvx512;
 extern const Kernels kAvx2;
+#ifdef HANDLENS_AVXVNNI
+extern const Kernels kAvxVnni;
+#endif
 extern const Kernels kAvx512Vnni;
 #ifdef HANDLENS_AMX
 extern const Bf16Attention kAmxAttention;

@@ -705,6 +705,8 @@ NB_MODULE(_native, m) {
           "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
     m.def("multiplies_bf16", [](const std::string& isa) { return kernels_named(isa).bf16_linear != nullptr; },
           "isa"_a, "Whether these kernels multiply bfloat16 weights, and attend in bfloat16 where nothing is causal.");
+    m.def("has_dots", [](const std::string& isa) { return kernels_named(isa).has_dots; }, "isa"_a,
+          "Whether an instruction sums products of bytes; without one int8 is hardly faster than float32.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,
           "Writes the heads x [n, H, d], turned by cosines and sines [n, d / 2].");
     m.def("quantize", &quantize, "type"_a, "data"_a.noconvert(), "plain"_a, "columns"_a, "importance"_a.none(),

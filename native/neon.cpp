@@ -2,6 +2,6 @@
 
 namespace handlens {
 
-const Kernels kNeon = {"neon", kRows, 192, &kFloatNeon, multiply, integer_work, float_work};
+const Kernels kNeon = {"neon", kRows, 192, false, &kFloatNeon, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -2,6 +2,6 @@
 
 namespace handlens {
 
-const Kernels kNeonDotprod = {"neon-dotprod", kRows, 192, &kFloatNeon, multiply, integer_work, float_work};
+const Kernels kNeonDotprod = {"neon-dotprod", kRows, 192, true, &kFloatNeon, multiply, integer_work, float_work};
 
 }  // namespace handlens

@@ -42,7 +42,7 @@ float largest_magnitude(const float* x, size_t count) {
 std::span<const Quantizer> quantizers(std::string_view isa) {
 #ifdef HANDLENS_X86
     if (isa == "avx512vnni" || isa == "amx") return avx512_quantizers();
-    if (isa == "avx2") return avx2_quantizers();
+    if (isa == "avx2" || isa == "avxvnni") return avx2_quantizers();
 #endif
     (void)isa;
     return scalar_quantizers();

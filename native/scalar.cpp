@@ -114,6 +114,6 @@ double float_work(size_t rounds) {
 
 }  // namespace
 
-const Kernels kScalar = {"scalar", 1, 192, &kFloatScalar, multiply, integer_work, float_work};
+const Kernels kScalar = {"scalar", 1, 192, false, &kFloatScalar, multiply, integer_work, float_work};
 
 }  // namespace handlens

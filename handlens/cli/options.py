@@ -89,8 +89,8 @@ class ModelOptions:
         VisionPrecision | None,
         typer.Option(
             metavar="|".join(VisionPrecision),
-            help="What the vision tower computes in. Default: bf16 where the processor has it (AMX), else int8; the "
-            "shipped model f32.",
+            help="What the vision tower computes in. Default: bf16 where the processor has it (AMX), else int8 where "
+            "it has dot products of bytes, else f32; the shipped model f32.",
         ),
     ] = None
     low_memory: Annotated[

@@ -187,14 +187,16 @@ def choose_arithmetic() -> ModuleType:
 
 
 def choose_precision(wanted: str | None, arithmetic: ModuleType) -> str:
-    """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it and
-    int8 where it does not. numpy computes in float32 whatever is chosen."""
+    """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it, f32
+    where int8 would save next to nothing, and otherwise int8. numpy computes in float32 whatever is chosen."""
     has_bf16 = arithmetic is not ops or ops.multiplies_bf16()
     usable = [name for name in VISION_PRECISIONS if name != "bf16" or has_bf16]
-    if (wanted or usable[0]) not in usable:
+    if not wanted:
+        return "bf16" if has_bf16 else "int8" if ops.is_quick_in_int8() else "f32"
+    if wanted not in usable:
         why = "" if wanted not in VISION_PRECISIONS else ", which this processor does not multiply"
         raise InputError(f"the vision precision is {wanted!r}{why}; {' or '.join(usable)} is wanted")
-    return wanted or usable[0]
+    return wanted
 
 
 def describe_arithmetic() -> str:

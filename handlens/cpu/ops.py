@@ -312,6 +312,11 @@ def multiplies_bf16(isa: str | None = None) -> bool:
     return native.multiplies_bf16(isa or chosen_isa())
 
 
+def is_quick_in_int8(isa: str | None = None) -> bool:
+    """Whether matrices in int8 are multiplied much faster than in float32."""
+    return native.has_dots(isa or chosen_isa())
+
+
 def _attend(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, causal: bool, isa: str | None, bf16: bool = False
 ) -> np.ndarray:
