@@ -8,7 +8,7 @@
 //     out = the products of power' and v', 32 keys after another, times 1 / the sum of powers in sixteen lanes
 // where the products of 32 pairs are summed as the instruction does it: those of even and those of odd places from the
 // first to the last, then one sum plus the other. A row of the result depends on no other row, so neither threads nor
-// blocks change its bits.
+// blocks change its bits. Where attention is causal a row's powers of the keys behind it are zero.
 #include <immintrin.h>
 
 #include <algorithm>
@@ -46,16 +46,24 @@ struct Sizes {
 
 inline __m512i rounded(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+// Up to sixteen numbers, the rest zeros.
+inline __m512 some(const float* from, size_t count) { return load(from, count).all; }
+inline __m512 some(const Half* from, size_t count) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_of(count), from));
+}
+
 // `count` numbers as 32, the rest zeros.
-inline __m512i rounded_row(const float* from, size_t count) {
-    const __m512 low = load(from, std::min(count, kLanes)).all;
-    return rounded(low, count > kLanes ? load(from + kLanes, count - kLanes).all : _mm512_setzero_ps());
+template <class Number>
+__m512i rounded_row(const Number* from, size_t count) {
+    const __m512 low = some(from, std::min(count, kLanes));
+    return rounded(low, count > kLanes ? some(from + kLanes, count - kLanes) : _mm512_setzero_ps());
 }
 
 size_t tasks_to_pack(const Attention& a) { return a.kv_heads * ((a.key_count + kKeysToPack - 1) / kKeysToPack); }
 
 // Sixteen keys: a tile for each 32 columns, of which row r holds columns 2 r and 2 r + 1 of all keys.
-void pack_keys(const Attention& a, const float* from, size_t count, uint16_t* to) {
+template <class Number>
+void pack_keys(const Attention& a, const Number* from, size_t count, uint16_t* to) {
     alignas(kAlignment) float rows[kTile][kTile];
     for (size_t column = 0; column < a.width; column += kDepth, to += kTileNumbers) {
         for (size_t key = 0; key < kTile; key++) {
@@ -68,7 +76,8 @@ void pack_keys(const Attention& a, const float* from, size_t count, uint16_t* to
 }
 
 // The values of 32 keys: a tile for each sixteen columns, of which row r holds keys 2 r and 2 r + 1.
-void pack_values(const Attention& a, const float* from, size_t count, uint16_t* to) {
+template <class Number>
+void pack_values(const Attention& a, const Number* from, size_t count, uint16_t* to) {
     alignas(kAlignment) uint16_t order[kDepth];
     for (size_t i = 0; i < kDepth; i++) order[i] = static_cast<uint16_t>(i / 2 + i % 2 * kTile);
     const __m512i in_pairs = _mm512_load_si512(order);
@@ -76,25 +85,30 @@ void pack_values(const Attention& a, const float* from, size_t count, uint16_t* 
         const size_t here = std::min(kTile, a.width - column);
         for (size_t pair = 0; pair < kTile; pair++, to += kDepth) {
             const auto value = [&](size_t key) {
-                return key < count ? load(from + key * a.value_step + column, here).all : _mm512_setzero_ps();
+                return key < count ? some(from + key * a.value_step + column, here) : _mm512_setzero_ps();
             };
             _mm512_store_si512(to, _mm512_permutexvar_epi16(in_pairs, rounded(value(2 * pair), value(2 * pair + 1))));
         }
     }
 }
 
-void pack(const Attention& a, size_t task, uint8_t* packed) {
+template <class Number>
+void pack_some(const Attention& a, size_t task, uint8_t* packed) {
     const Sizes sizes(a);
     const size_t head = task % a.kv_heads, first = task / a.kv_heads * kKeysToPack;
     const size_t last = std::min(first + kKeysToPack, sizes.keys);
     uint16_t* keys = reinterpret_cast<uint16_t*>(packed) + head * sizes.head();
     uint16_t* values = keys + sizes.keys * sizes.depth;
     const auto there = [&](size_t key, size_t most) { return std::min(most, a.key_count - std::min(key, a.key_count)); };
-    const auto *of_keys = static_cast<const float*>(a.keys), *of_values = static_cast<const float*>(a.values);
+    const auto *of_keys = static_cast<const Number*>(a.keys), *of_values = static_cast<const Number*>(a.values);
     for (size_t key = first; key < last; key += kTile)
         pack_keys(a, of_keys + head * a.key_head + key * a.key_step, there(key, kTile), keys + key * sizes.depth);
     for (size_t key = first; key < last; key += kDepth)
         pack_values(a, of_values + head * a.value_head + key * a.value_step, there(key, kDepth), values + key * sizes.width);
+}
+
+void pack(const Attention& a, size_t task, uint8_t* packed) {
+    a.half ? pack_some<Half>(a, task, packed) : pack_some<float>(a, task, packed);
 }
 
 // 2^x for x <= 0: at least 2^-126, and no number where x is none.
@@ -114,7 +128,7 @@ class Block {
 public:
     Block(const Attention& attention, size_t task, const uint8_t* packed, uint8_t* scratch)
         : a(attention), sizes(a), head(task / blocks(a)), first(task % blocks(a) * kQueries),
-          count(std::min(kQueries, a.queries - first)),
+          count(std::min(kQueries, a.queries - first)), seen(up_to(visible(count - 1), kDepth)),
           keys(reinterpret_cast<const uint16_t*>(packed) + head / (a.heads / a.kv_heads) * sizes.head()),
           values(keys + sizes.keys * sizes.depth) {
         totals = reinterpret_cast<float*>(scratch);
@@ -126,10 +140,10 @@ public:
     void run() {
         const Tiles configured;
         round_queries();
-        for (size_t key = 0; key < sizes.keys; key += kDepth) score_keys(key);
+        for (size_t key = 0; key < seen; key += kDepth) score_keys(key);
         for (size_t row = 0; row < count; row++) find_largest(row);
-        for (size_t key = 0; key < sizes.keys; key += kKeysAtOnce) {
-            const size_t here = std::min(kKeysAtOnce, sizes.keys - key);
+        for (size_t key = 0; key < seen; key += kKeysAtOnce) {
+            const size_t here = std::min(kKeysAtOnce, seen - key);
             for (size_t row = 0; row < count; row++) make_powers(row, key, here);
             for (size_t column = 0; column < sizes.width; column += 2 * kTile)
                 if (column + kTile < sizes.width)
@@ -152,6 +166,9 @@ private:
     static constexpr size_t kTileBytes = 2 * kTileNumbers;
     // Bytes from the first to the last of a tile whose rows lie so many bytes apart.
     static constexpr size_t spanned(size_t stride) { return 15 * stride + 64; }
+
+    // How many keys a row sees.
+    size_t visible(size_t row) const { return a.visible(first + row); }
 
     // The tiles of queries one behind the other; rows behind the last query are zero.
     void round_queries() {
@@ -198,33 +215,36 @@ private:
         const float* from = scores + row * sizes.row;
         __m512 most = _mm512_set1_ps(-INFINITY);
         size_t key = 0;
-        for (; key + kLanes <= a.key_count; key += kLanes) most = _mm512_max_ps(most, _mm512_load_ps(from + key));
-        if (key < a.key_count)
-            most = _mm512_mask_max_ps(most, first_of(a.key_count - key), most, _mm512_load_ps(from + key));
+        const size_t end = visible(row);
+        for (; key + kLanes <= end; key += kLanes) most = _mm512_max_ps(most, _mm512_load_ps(from + key));
+        if (key < end) most = _mm512_mask_max_ps(most, first_of(end - key), most, _mm512_load_ps(from + key));
         largest_scores[row] = _mm512_reduce_max_ps(most);
         sums[row] = _mm512_setzero_ps();
     }
 
-    // The powers of `here` keys, rounded, and their sums; those of keys behind the last are zero.
+    // The powers of `here` keys, rounded, and their sums; those of keys that the row does not see are zero.
     void make_powers(size_t row, size_t key, size_t here) {
         const float* from = scores + row * sizes.row + key;
         uint16_t* to = powers + row / kTile * kTile * kKeysAtOnce + row % kTile * kDepth;
         const __m512 largest = _mm512_set1_ps(largest_scores[row]);
         __m512 sum = sums[row];
-        const size_t valid = std::min(here, a.key_count - key), whole = valid / kDepth * kDepth;
+        const size_t end = visible(row), valid = std::min(here, end - std::min(key, end)), whole = valid / kDepth * kDepth;
         const auto power = [&](size_t i) { return power_of_two_below_one(_mm512_sub_ps(_mm512_load_ps(from + i), largest)); };
         for (size_t i = 0; i < whole; i += kDepth, to += kTileNumbers) {
             const __m512 low = power(i), high = power(i + kLanes);
             sum = _mm512_add_ps(_mm512_add_ps(sum, low), high);
             _mm512_store_si512(to, rounded(low, high));
         }
-        if (whole < here) {
+        if (whole < valid) {
             const size_t rest = valid - whole;
             const __m512 low = _mm512_maskz_mov_ps(first_of(std::min(rest, kLanes)), power(whole));
             const __m512 high = _mm512_maskz_mov_ps(first_of(rest > kLanes ? rest - kLanes : 0), power(whole + kLanes));
             sum = _mm512_add_ps(_mm512_add_ps(sum, low), high);
             _mm512_store_si512(to, rounded(low, high));
+            to += kTileNumbers;
         }
+        for (size_t i = up_to(valid, kDepth); i < here; i += kDepth, to += kTileNumbers)
+            _mm512_store_si512(to, _mm512_setzero_si512());
         sums[row] = sum;
     }
 
@@ -267,7 +287,7 @@ private:
 
     const Attention& a;
     const Sizes sizes;
-    const size_t head, first, count;
+    const size_t head, first, count, seen;
     const uint16_t *keys, *values;
     float *totals, *scores;
     uint16_t *q, *powers;

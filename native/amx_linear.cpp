@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "avx512.h"
+#include "simd_avx512.h"
 #include "kernels.h"
 #include "steps.h"
 #include "tiles.h"
@@ -24,7 +25,7 @@ namespace {
 
 constexpr size_t kTile = kRows;                        // rows of a tile, and of a block of weights
 constexpr size_t kTileNumbers = kTile * kGroup;        // a group's in a tile
-constexpr size_t kTotals = kTile * kTile;              // of two tiles
+constexpr size_t kTileTotals = kTile * kTile;              // of two tiles
 constexpr size_t kMostTokens = 256, kMostBlocks = 48;  // whose totals stay in the second cache
 constexpr size_t kMostGroups = 18;                     // of two blocks that stay in the first cache
 constexpr size_t kFewPairs = 2;                        // of tiles of tokens whose columns all stay in the second
@@ -33,7 +34,7 @@ constexpr size_t up_to(size_t count, size_t multiple) { return (count + multiple
 
 struct Workspace {
     // Of two tiles of tokens and two blocks side by side.
-    alignas(64) float totals[kMostTokens / kTile / 2][kMostBlocks / 2][4 * kTotals];
+    alignas(64) float totals[kMostTokens / kTile / 2][kMostBlocks / 2][4 * kTileTotals];
     alignas(64) float row[kMostBlocks * kTile];
     // Of two blocks of quantised weights.
     alignas(64) uint16_t numbers[2][kMostGroups * kTileNumbers];
@@ -56,7 +57,7 @@ void round_columns(const float* x, size_t count, uint16_t* to) {
     for (size_t column = 0; column < count; column += kGroup, to += kTileNumbers) {
         const auto part = [&](size_t first) {
             const size_t here = count > first ? std::min(kTile, count - first) : 0;
-            return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << here) - 1), x + first);
+            return _mm512_maskz_loadu_ps(first_of(here), x + first);
         };
         _mm512_store_si512(to, (__m512i)_mm512_cvtne2ps_pbh(part(column + kTile), part(column)));
     }
@@ -130,8 +131,8 @@ void add(const uint16_t* tokens, size_t next, const uint16_t* left, const uint16
     if (first) {
         zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
     } else {
-        load_tile<0, kBytes>(totals, 64), load_tile<1, kBytes>(totals + kTotals, 64);
-        load_tile<2, kBytes>(totals + 2 * kTotals, 64), load_tile<3, kBytes>(totals + 3 * kTotals, 64);
+        load_tile<0, kBytes>(totals, 64), load_tile<1, kBytes>(totals + kTileTotals, 64);
+        load_tile<2, kBytes>(totals + 2 * kTileTotals, 64), load_tile<3, kBytes>(totals + 3 * kTileTotals, 64);
     }
     for (size_t g = 0; g < groups; g++, tokens += kTileNumbers, left += kTileNumbers, right += kTileNumbers) {
         load_tile_once<4, kBytes>(tokens, 64), load_tile<6, kBytes>(left, 64);
@@ -142,8 +143,8 @@ void add(const uint16_t* tokens, size_t next, const uint16_t* left, const uint16
         multiply_brain_floats<2, 5, 6>(), multiply_brain_floats<3, 5, 7>();
         ahead.step();
     }
-    store_tile<0, kBytes>(totals, 64), store_tile<1, kBytes>(totals + kTotals, 64);
-    store_tile<2, kBytes>(totals + 2 * kTotals, 64), store_tile<3, kBytes>(totals + 3 * kTotals, 64);
+    store_tile<0, kBytes>(totals, 64), store_tile<1, kBytes>(totals + kTileTotals, 64);
+    store_tile<2, kBytes>(totals + 2 * kTileTotals, 64), store_tile<3, kBytes>(totals + 3 * kTileTotals, 64);
 }
 
 // The weights of a call: of one layer, two neighbouring blocks of which are multiplied at a time, or of two, one of each.
@@ -219,12 +220,9 @@ void multiply_some(const Columns& columns, const uint16_t* x, Range rows, Range 
         }
 }
 
-// The first `count` of sixteen numbers.
-__mmask16 first_of(size_t count) { return static_cast<__mmask16>(count < kTile ? (1u << count) - 1 : 0xffff); }
-
 // The totals of token `t` and pair `pair` of blocks on one side.
 __m512 totals_of(const Workspace& work, size_t t, size_t pair, size_t side) {
-    return _mm512_load_ps(work.totals[t / kTile / 2][pair] + (t / kTile % 2 * 2 + side) * kTotals + t % kTile * kTile);
+    return _mm512_load_ps(work.totals[t / kTile / 2][pair] + (t / kTile % 2 * 2 + side) * kTileTotals + t % kTile * kTile);
 }
 
 // The results of one layer: its totals plus the bias. Calls give(row, columns, numbers) for each row.
@@ -235,7 +233,7 @@ void multiply_layer(const Weights& w, const uint16_t* x, Range rows, Range block
         for (size_t token = some.first; token < some.last; token++) {
             for (size_t b = 0; b < few.last - few.first; b++) {
                 __m512 result = totals_of(work, token - some.first, b / 2, b % 2);
-                const __mmask16 kept = first_of(w.rows - first - b * kTile);
+                const __mmask16 kept = first_of(std::min(kTile, w.rows - first - b * kTile));
                 if (bias) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(kept, bias + first + b * kTile));
                 _mm512_store_ps(work.row + b * kTile, result);
             }
@@ -248,7 +246,7 @@ void multiply(const Weights& w, const uint16_t* x, Range rows, Range blocks, con
     multiply_layer(w, x, rows, blocks, out.bias, [&](size_t row, Range columns, const float* numbers) {
         const size_t at = row * w.rows + columns.first, count = columns.last - columns.first;
         for (size_t i = 0; i < count; i += kTile) {
-            const __mmask16 kept = first_of(count - i);
+            const __mmask16 kept = first_of(std::min(kTile, count - i));
             __m512 result = _mm512_load_ps(numbers + i);
             if (out.residual) result = _mm512_add_ps(_mm512_maskz_loadu_ps(kept, out.residual + at + i), result);
             _mm512_mask_storeu_ps(out.data + at + i, kept, result);

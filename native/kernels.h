@@ -208,7 +208,7 @@ struct FloatKernels {
 };
 
 // Softmax attention whose products are those of bfloat16 numbers: keys and values are packed once a call, then attended to.
-// All memory lies at multiples of 64 bytes. Nothing is causal, and keys and values are float32.
+// All memory lies at multiples of 64 bytes.
 struct Bf16Attention {
     size_t (*packed_bytes)(const Attention& attention);
     size_t (*tasks_to_pack)(const Attention& attention);

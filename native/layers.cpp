@@ -206,6 +206,17 @@ bool decoder_attention(const Work& work, const DecoderLayer& layer, const Decode
     Parts parts;
     const size_t q_at = parts.add(rows * queries * sizeof(float)), read_at = parts.add(rows * queries * sizeof(float));
     const size_t k_at = parts.add(rows * keys * sizeof(float)), v_at = parts.add(rows * keys * sizeof(float));
+    // Float models keep what they compute, and their keys and values are floats.
+    const Bf16Attention* const in_bf16 = bf16 && half ? layer.out.kernels->bf16_attention : nullptr;
+    std::vector<Attention> attentions;
+    size_t packed_bytes = 0, first = 0;
+    for (const CachedRows& sequence : sequences) {
+        const size_t step = sequence.capacity * width;
+        attentions.push_back({sequence.rows, shape.heads, shape.kv_heads, sequence.length + sequence.rows, width, true,
+                              nullptr, sequence.keys, sequence.values, step, width, step, width, nullptr, half});
+        if (in_bf16) packed_bytes = std::max(packed_bytes, in_bf16->packed_bytes(attentions.back()));
+    }
+    const size_t packed_at = parts.add(packed_bytes);
     const std::span<const Linear> out_layer(&layer.out, 1);
     const Input read_input{nullptr, rows, {}, nullptr, bf16};
     const size_t scratch_at =
@@ -226,14 +237,10 @@ bool decoder_attention(const Work& work, const DecoderLayer& layer, const Decode
         }
     };
     bool whole = run_linears(work, layer.qkv, made, input, memory + scratch_at) && for_rows(work, rows, turn_and_keep);
-    size_t first = 0;
-    for (const CachedRows& sequence : sequences) {
-        const size_t step = sequence.capacity * width;
-        const Attention a{sequence.rows, shape.heads, shape.kv_heads, sequence.length + sequence.rows, width, true,
-                          q + first * queries, sequence.keys, sequence.values, step, width, step, width,
-                          read + first * queries, half};
-        whole = whole && run_attention(work, floats, a);
-        first += sequence.rows;
+    for (Attention& a : attentions) {
+        a.q = q + first * queries, a.out = read + first * queries;
+        whole = whole && (in_bf16 ? attend_packed(work, *in_bf16, a, memory + packed_at) : run_attention(work, floats, a));
+        first += a.queries;
     }
     const Output sum[] = {{x, nullptr, x}};
     return whole && run_linears(work, out_layer, sum, {read, rows, {}, nullptr, bf16}, memory + scratch_at);

@@ -492,8 +492,8 @@ void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const
 void attend(const Heads& q, const Cached& keys, const Cached& values, const HeadsOut& out, bool causal,
             const std::string& isa, bool bf16) {
     const bool half = keys.dtype() == kHalf;
-    if (keys.dtype() != values.dtype() || (!half && keys.dtype() != nb::dtype<float>()) || (half && bf16))
-        throw nb::type_error("keys and values are both float32 or, outside of bf16, both float16");
+    if (keys.dtype() != values.dtype() || (!half && keys.dtype() != nb::dtype<float>()))
+        throw nb::type_error("keys and values are both float32 or both float16");
     const Attention a{q.shape(0), q.shape(1), keys.shape(0), keys.shape(1), q.shape(2), causal,
                       q.data(), keys.data(), values.data(), size_t(keys.stride(0)), size_t(keys.stride(1)),
                       size_t(values.stride(0)), size_t(values.stride(1)), out.data(), half};
@@ -515,8 +515,7 @@ void attend(const Heads& q, const Cached& keys, const Cached& values, const Head
         if (!half) check_alignment(data, "an array");
     if (bf16) {
         const Bf16Attention* attention = kernels_named(isa).bf16_attention;
-        if (!attention || causal)
-            throw nb::value_error((isa + " has no " + (causal ? "causal " : "") + "attention in bf16").c_str());
+        if (!attention) throw nb::value_error((isa + " has no attention in bf16").c_str());
         return compute([&](const Work& work) { return run_bf16_attention(work, *attention, a); });
     }
     const FloatKernels& kernels = *kernels_named(isa).floats;
@@ -704,7 +703,7 @@ NB_MODULE(_native, m) {
           "causal"_a, "isa"_a, "bf16"_a = false,
           "Writes what q [n, H, d] reads of keys and values [K, m, d] into out [n, H, d].");
     m.def("multiplies_bf16", [](const std::string& isa) { return kernels_named(isa).bf16_linear != nullptr; },
-          "isa"_a, "Whether these kernels multiply bfloat16 weights, and attend in bfloat16 where nothing is causal.");
+          "isa"_a, "Whether these kernels multiply bfloat16 weights, and attend in bfloat16.");
     m.def("has_dots", [](const std::string& isa) { return kernels_named(isa).has_dots; }, "isa"_a,
           "Whether an instruction sums products of bytes; without one int8 is hardly faster than float32.");
     m.def("rope", &rope, "x"_a.noconvert(), "cos"_a.noconvert(), "sin"_a.noconvert(), "out"_a.noconvert(), "isa"_a,

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -200,6 +201,42 @@ def test_bf16_attention_has_the_same_bytes_for_any_thread_count_and_in_any_compa
         np.testing.assert_array_equal(bf16_attention(q[i : i + 1], k, v)[0], wanted[i])
 
 
+def causal_cache(rng: np.random.Generator, m: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys and values [2, m, width] as a cache holds them."""
+    return tuple(heads(rng, 2, m, width).astype(np.float16) for _ in range(2))
+
+
+@needs_bf16
+@pytest.mark.parametrize("width", [20, 64, 128])
+@pytest.mark.parametrize("n, m", [(1, 1), (1, 70), (33, 33), (70, 300), (40, 257)])
+def test_causal_bf16_attention_equals_its_numpy_twin_bit_for_bit(width, n, m):
+    rng = np.random.default_rng(width + n)
+    q, (keys, values) = heads(rng, n, 6, width), causal_cache(rng, m, width)
+    out = ops.causal_attention(q, keys, values, bf16=True)
+    for i in {0, n // 3, n - 1}:
+        for h in range(6):
+            seen = m - n + i + 1
+            cached = (array[h // 3, :seen].astype(np.float32) for array in (keys, values))
+            np.testing.assert_array_equal(out[i, h], bf16_twin_row(q[i, h], *cached))
+    wanted = reference.causal_attention(q, keys, values)
+    assert np.sqrt(np.square(out - wanted).mean() / np.square(wanted).mean()) <= BF16_SHARE
+
+
+@needs_bf16
+def test_causal_bf16_attention_gives_the_same_bytes_in_any_pieces(threads):  # noqa: F811
+    rng = np.random.default_rng(2)
+    q, (keys, values) = heads(rng, 200, 8, 64), causal_cache(rng, 200, 64)
+    wanted = ops.causal_attention(q, keys, values, bf16=True)
+    for count in (1, 3):
+        threads(count)
+        for ends in ((0, 200), (0, 1, 64, 65, 200), (0, 130, 199, 200)):
+            parts = [
+                ops.causal_attention(q[first:end], keys[:, :end], values[:, :end], bf16=True)
+                for first, end in pairwise(ends)
+            ]
+            np.testing.assert_array_equal(np.concatenate(parts), wanted)
+
+
 @needs_native
 def test_attention_in_bf16_is_refused_where_there_is_none():
     rng = np.random.default_rng(1)
@@ -207,8 +244,6 @@ def test_attention_in_bf16_is_refused_where_there_is_none():
     out = np.empty_like(q)
     for isa in isas():
         if ops.multiplies_bf16(isa):
-            with pytest.raises(ValueError, match="no causal attention in bf16"):
-                ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, True, isa, True)
             continue
         with pytest.raises(ValueError, match=f"{isa} has no attention in bf16"):
             ops.native.attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), out, False, isa, True)

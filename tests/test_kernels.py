@@ -387,8 +387,8 @@ def test_every_type_is_within_its_bound_of_float32(name):
         assert np.sqrt(np.mean(error**2)) <= (BF16_BOUND if rounded else BOUND) * np.sqrt(np.mean(wanted**2))
 
 
-def logits_of_both(name: str, prompt: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The logits [400, 128] of a tiny model of one block type for the same ids: numpy's, then the kernels'."""
+def models_of(name: str) -> tuple[Llama, Llama]:
+    """A tiny model of 128 tokens whose matrices have one block type: in numpy, and on the kernels."""
     config = tiny.config(vocab_size=128).llm
     width = config.hidden_size
     rng = np.random.default_rng(3)
@@ -402,13 +402,78 @@ def logits_of_both(name: str, prompt: bool) -> tuple[np.ndarray, np.ndarray]:
         elif key == "token_embd.weight":
             exact[key] = packed[key] = rng.standard_normal(shape, dtype=np.float32)
         else:
-            tensor = random_tensor(name, *shape, seed=seed)
+            tensor = random_tensor(name, *shape, seed=seed) if name in QUANTIZED else float_matrix(*shape, seed=seed)
             exact[key], packed[key] = tensor.dequantize(), ops.pack(tensor)
-    ids = rng.integers(0, 128, 400)
-    models = Llama(config, exact), Llama(config, packed, ops)
+    return Llama(config, exact), Llama(config, packed, ops)
+
+
+def float_matrix(rows: int, columns: int, seed: int) -> Tensor:
+    return Tensor.from_array((activations(rows, columns, seed) / np.sqrt(columns)).astype(np.float16))
+
+
+def logits_of_both(name: str, prompt: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The logits [400, 128] of both models of a block type for the same ids."""
+    models = models_of(name)
+    ids = np.random.default_rng(4).integers(0, 128, 400)
+    caches = KVCache(models[0].config), KVCache(models[1].config, dtype=np.float16)
     return tuple(
-        model.forward([model.embed(ids)], [KVCache(config)], all_logits=True, prompt=prompt)[0] for model in models
+        model.forward([model.embed(ids)], [cache], all_logits=True, prompt=prompt)[0]
+        for model, cache in zip(models, caches, strict=True)
     )
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize("name", ["Q4_K", "Q8_0", "F16"])
+def test_all_layers_in_one_call_give_the_bits_of_one_after_another(name, prompt, dtype):
+    _, model = models_of(name)
+    assert model.decoder is not None
+    inputs = [model.embed(np.arange(count)) for count in (40, 3, 1)]
+
+    def run() -> tuple[list[np.ndarray], list[KVCache]]:
+        caches = [KVCache(model.config, dtype=dtype) for _ in inputs]
+        first = model.forward(inputs, caches, all_logits=True, prompt=prompt)
+        behind = model.forward([x[:2] for x in inputs[:2]], caches[:2], tails=[2, 1], prompt=not prompt)
+        return [*first, behind], caches
+
+    at_once, cached = run()
+    model.decoder = None
+    one_by_one, others = run()
+    for mine, theirs in zip(at_once, one_by_one, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    for cache, other in zip(cached, others, strict=True):
+        assert cache.length == other.length
+        for mine, theirs in zip(cache._keys + cache._values, other._keys + other._values, strict=True):
+            np.testing.assert_array_equal(mine[:, : cache.length], theirs[:, : cache.length])
+
+
+@needs_native
+def test_a_decoder_says_what_does_not_fit():
+    _, model = models_of("Q4_0")
+    config, (cos, sin) = model.config, model._rotation([(0, 2)])
+    room = np.zeros((config.num_key_value_heads, 4, config.head_dim), np.float16)
+    rooms = [room.copy() for _ in range(config.num_hidden_layers)]
+    x, logits = np.zeros((2, config.hidden_size), np.float32), np.empty((1, config.vocab_size), np.float32)
+    forward = model.decoder.forward
+    forward(x, cos, sin, [2], [2], rooms, rooms, [1], logits)
+    for arguments, says in (
+        ((x[:, 1:].copy(), cos, sin, [2], [0], rooms, rooms, [1], logits), "x is"),
+        ((x, cos[:1], sin, [2], [0], rooms, rooms, [1], logits), "the cosines"),
+        ((x, cos, sin, [1], [0], rooms, rooms, [1], logits), "the rows of all sequences"),
+        ((x, cos, sin, [2], [3], rooms, rooms, [1], logits), "at least 5 positions"),
+        ((x, cos, sin, [2], [0], rooms[1:], rooms, [1], logits), "the keys and values of all their layers"),
+        (
+            (x, cos, sin, [2], [0], rooms, [room.astype(np.float32)] * len(rooms), [1], logits),
+            "all float32 or all float16",
+        ),
+        ((x, cos, sin, [2], [0], rooms, rooms, [3], logits), "more logits than rows"),
+        ((x, cos, sin, [2], [0], rooms, rooms, [2], logits), "the logits is"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            forward(*arguments)
+    with pytest.raises(ValueError, match="seven matrices and two norms"):
+        ops.native.Decoder([([], [])], model.output_norm, model.output.packed, 4, 2, 16, 1e-5)
 
 
 @needs_native

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -62,9 +62,7 @@ class CpuBackend:
         # What quantised weights make is less exact than float16; float models keep what they compute.
         quantised = any(tensor.type not in ops.FLOAT_TYPES for tensor in language.values())
         self.cache_type = np.float16 if quantised else np.float32
-        self.prompts_differ = self.arithmetic is ops and any(
-            weight.packed.in_bf16(True) for weight in _matrices(self.llama) if isinstance(weight, ops.PackedWeight)
-        )
+        self.prompts_differ = quantised and self.arithmetic is ops and ops.multiplies_bf16()
         self.low_memory = low_memory
         self._vision = vision
         self._packs = packs
@@ -216,13 +214,8 @@ def describe_instruction_sets() -> str:
 
 def _is_row_independent(llama: Llama) -> bool:
     """Whether no product is left to numpy, whose roundings depend on the number of rows in a call."""
-    return all(isinstance(weight, ops.PackedWeight) for weight in _matrices(llama))
-
-
-def _matrices(llama: Llama) -> Iterator[reference.Weight | ops.PackedWeight]:
-    """What the language model multiplies with."""
     weights = [weight for layer in llama.layers for module in layer.values() for weight in module] + [llama.output]
-    return (weight for weight in weights if len(weight.shape) == 2)
+    return all(isinstance(weight, ops.PackedWeight) for weight in weights if len(weight.shape) == 2)
 
 
 def _in_memory(

@@ -199,7 +199,7 @@ class Llama:
         read = []
         for span, cache in zip(spans, caches, strict=True):
             keys, values = cache.update(k[span].swapaxes(0, 1), v[span].swapaxes(0, 1), index)
-            read.append(ops.causal_attention(q[span], keys, values))
+            read.append(ops.causal_attention(q[span], keys, values, bf16=prompt))
         joined = (read[0] if len(read) == 1 else np.concatenate(read)).reshape(n, -1)  # [n, H * d]
         x = ops.linear(joined, *w["attn_output"], residual=x, bf16=prompt)
         ffn = w["ffn_gate"], w["ffn_up"], w["ffn_down"]

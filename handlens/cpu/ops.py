@@ -257,12 +257,15 @@ def attention(
     return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), False, isa)
 
 
-def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None) -> np.ndarray:
+def causal_attention(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, isa: str | None = None, bf16: bool = False
+) -> np.ndarray:
     """What the n newest of m positions read [n, H, d] from themselves and those before them.
 
-    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last, float32 or float16.
+    q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last, float32 or float16. The products of
+    float16 ones are those of bfloat16 numbers where `bf16` allows it and the processor can.
     """
-    return _attend(q, keys, values, True, isa)
+    return _attend(q, keys, values, True, isa, bf16 and keys.dtype == np.float16 and multiplies_bf16(isa))
 
 
 def _linears(

@@ -198,7 +198,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, key_count: int | None
     return _attend(q, k[:key_count].swapaxes(0, 1), v[:key_count].swapaxes(0, 1), causal=False)
 
 
-def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray) -> np.ndarray:
+def causal_attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, bf16: bool = False) -> np.ndarray:
     """What the n newest of m positions read [n, H, d] from themselves and those before them.
 
     q [n, H, d]; keys and values [K, m, d] as a cache holds them, the new ones last, float32 or float16.
