@@ -31,8 +31,6 @@ constexpr size_t kKeysToPack = 64;                       // of a task
 constexpr size_t kKeysAtOnce = 256;                      // whose powers are in the first cache
 constexpr size_t kAlignment = 64;
 
-constexpr size_t up_to(size_t count, size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 // How much there is of what, filled up to whole tiles.
 struct Sizes {
     explicit Sizes(const Attention& a)

@@ -30,8 +30,6 @@ constexpr size_t kMostTokens = 256, kMostBlocks = 48;  // whose totals stay in t
 constexpr size_t kMostGroups = 18;                     // of two blocks that stay in the first cache
 constexpr size_t kFewPairs = 2;                        // of tiles of tokens whose columns all stay in the second
 
-constexpr size_t up_to(size_t count, size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
 struct Workspace {
     // Of two tiles of tokens and two blocks side by side.
     alignas(64) float totals[kMostTokens / kTile / 2][kMostBlocks / 2][4 * kTileTotals];

@@ -23,7 +23,18 @@
 #include <cstddef>
 #include <cstdint>
 
+// Functions here are compiled into each file by themselves. Of a copy a file, the linker would keep any one, and that of a
+// file for a newer processor may hold instructions that this one lacks.
+#ifdef _MSC_VER
+#define HANDLENS_INLINE __forceinline
+#else
+#define HANDLENS_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace handlens {
+
+// The least multiple that holds the count.
+constexpr HANDLENS_INLINE size_t up_to(size_t count, size_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
@@ -43,7 +54,7 @@ struct Form {
     int offset;
 };
 
-constexpr Form form(Layout layout) {
+constexpr HANDLENS_INLINE Form form(Layout layout) {
     switch (layout) {
         case Layout::q8: return {Codes::bytes, Scales::half, 1, 128};
         case Layout::q4: return {Codes::four, Scales::half, 1, 8};
@@ -63,15 +74,15 @@ constexpr Form form(Layout layout) {
 }
 
 // Groups whose activations share a scale.
-constexpr size_t run_of(Layout layout) { return layout == Layout::q8_row ? 2 : 1; }
+constexpr HANDLENS_INLINE size_t run_of(Layout layout) { return layout == Layout::q8_row ? 2 : 1; }
 
-constexpr bool is_float(Layout layout) { return form(layout).scales == Scales::none; }
-constexpr bool has_minimum(Layout layout) {
+constexpr HANDLENS_INLINE bool is_float(Layout layout) { return form(layout).scales == Scales::none; }
+constexpr HANDLENS_INLINE bool has_minimum(Layout layout) {
     return form(layout).scales == Scales::pair || form(layout).scales == Scales::minima;
 }
 
 // Bytes of a row's codes in a group.
-constexpr size_t row_code_bytes(Layout layout) {
+constexpr HANDLENS_INLINE size_t row_code_bytes(Layout layout) {
     switch (form(layout).codes) {
         case Codes::bytes: return 32;
         case Codes::five: return 20;
@@ -81,7 +92,7 @@ constexpr size_t row_code_bytes(Layout layout) {
 }
 
 // Bytes of a row's scales in a run of groups, and how many groups a run has.
-constexpr size_t row_scale_bytes(Layout layout) {
+constexpr HANDLENS_INLINE size_t row_scale_bytes(Layout layout) {
     const size_t factors = kGroupsPerSuperblock * form(layout).parts;
     switch (form(layout).scales) {
         case Scales::half: return 2;
@@ -91,7 +102,7 @@ constexpr size_t row_scale_bytes(Layout layout) {
         default: return 4;
     }
 }
-constexpr size_t scale_groups(Layout layout) {
+constexpr HANDLENS_INLINE size_t scale_groups(Layout layout) {
     return form(layout).scales == Scales::minima || form(layout).scales == Scales::factors ? kGroupsPerSuperblock : 1;
 }
 
@@ -119,16 +130,16 @@ struct Weights {
     const uint8_t* scales;
     const uint8_t* levels;  // the sixteen codes that four bits choose from, or null
 
-    size_t groups() const { return (columns + kGroup - 1) / kGroup; }
-    size_t blocks() const { return (rows + interleave - 1) / interleave; }
+    HANDLENS_INLINE size_t groups() const { return (columns + kGroup - 1) / kGroup; }
+    HANDLENS_INLINE size_t blocks() const { return (rows + interleave - 1) / interleave; }
     // Bytes of the codes or numbers of one block in all columns.
-    size_t block_bytes() const {
+    HANDLENS_INLINE size_t block_bytes() const {
         if (layout == Layout::bf16_tiles) return groups() * kGroup * interleave * 2;
         if (is_float(layout)) return columns * interleave * (layout == Layout::f32 ? 4 : 2);
         return groups() * interleave * row_code_bytes(layout);
     }
     // Bytes of the scales of one block in all groups.
-    size_t scale_bytes() const {
+    HANDLENS_INLINE size_t scale_bytes() const {
         if (is_float(layout)) return 0;
         const size_t runs = layout == Layout::q8_row ? 1 : groups() / scale_groups(layout);
         return runs * interleave * row_scale_bytes(layout);
@@ -147,7 +158,7 @@ struct Activations {
     float* sums;       // scale times the sum of a group's values: what a minimum is multiplied with
 
     // The same of a part of the group.
-    float sum(size_t at, size_t parts, size_t part) const {
+    HANDLENS_INLINE float sum(size_t at, size_t parts, size_t part) const {
         return parts == 1 ? sums[at] : static_cast<float>(half_offsets[2 * at + part] / -8) * scales[at];
     }
 };
@@ -186,7 +197,7 @@ struct Attention {
     bool half = false;  // keys and values are float16, otherwise float32
 
     // How many keys a query sees.
-    size_t visible(size_t query) const { return causal ? key_count - queries + query + 1 : key_count; }
+    HANDLENS_INLINE size_t visible(size_t query) const { return causal ? key_count - queries + query + 1 : key_count; }
     // Queries of one task: few enough that their scores stay in the cache.
     size_t block() const;
     size_t tasks() const;
@@ -256,7 +267,7 @@ struct Kernels {
     const Bf16Attention* bf16_attention = nullptr;
 
     // Whether weights of a layout are multiplied in bfloat16: quantised ones where that is wanted.
-    bool in_bf16(Layout layout, bool wanted) const {
+    HANDLENS_INLINE bool in_bf16(Layout layout, bool wanted) const {
         return layout == Layout::bf16_tiles || (wanted && bf16_linear && !is_float(layout) && run_of(layout) == 1);
     }
 };

@@ -67,7 +67,7 @@ class Parts {
 public:
     size_t add(size_t bytes) {
         const size_t at = bytes_;
-        bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+        bytes_ += up_to(bytes, kAlignment);
         return at;
     }
     size_t bytes() const { return bytes_; }

@@ -94,7 +94,7 @@ Packed make_packed(const std::string& type, size_t rows, size_t columns, const s
     const uint8_t* levels = source->levels ? source->levels->data() : nullptr;
     Packed packed{&kernels, source, {layout, rows, columns, interleave, nullptr, nullptr, levels}, 0, 0, {}, {}};
     Weights& w = packed.weights;
-    packed.scales_at = (w.blocks() * w.block_bytes() + kAlignment - 1) / kAlignment * kAlignment;
+    packed.scales_at = up_to(w.blocks() * w.block_bytes(), kAlignment);
     packed.nbytes = packed.scales_at + w.blocks() * w.scale_bytes();
     return packed;
 }
