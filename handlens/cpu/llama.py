@@ -46,9 +46,11 @@ class KVCache:
 
     def rooms(self, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The arrays of keys and of values [K, capacity, d] of all layers, with room for `count` more positions."""
-        for index in range(len(self._keys)):
-            self._make_room(self._keys, index, self.length + count)
-            self._make_room(self._values, index, self.length + count)
+        end = self.length + count
+        for arrays in (self._keys, self._values):
+            for index, array in enumerate(arrays):
+                if end > array.shape[1]:
+                    self._make_room(arrays, index, end)
         return self._keys, self._values
 
     def advance(self, count: int) -> None:
@@ -153,15 +155,15 @@ class Llama:
                 f"{len(counts)} sequences with {counts} new positions and {len(caches)} caches were given; "
                 "each sequence needs at least one position and a cache of its own"
             )
-        ends = list(accumulate(counts))
-        spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
         rotation = self._rotation([(cache.length, count) for cache, count in zip(caches, counts, strict=True)])
         x = np.concatenate(inputs)  # [n, D], all sequences one behind the other
         tails = counts if all_logits else tails or [1] * len(counts)
         if self.decoder is None:
+            spans = _spans(counts)
             for index in range(self.config.num_hidden_layers):
                 x = self.layer(x, index, rotation, spans, caches, prompt)
-            logits = self.logits(np.concatenate([x[end - tail : end] for end, tail in zip(ends, tails, strict=True)]))
+            lasts = [x[span.stop - tail : span.stop] for span, tail in zip(spans, tails, strict=True)]
+            logits = self.logits(np.concatenate(lasts))
         else:
             rooms = [cache.rooms(count) for cache, count in zip(caches, counts, strict=True)]
             keys, values = ([array for room in rooms for array in room[which]] for which in (0, 1))
@@ -170,7 +172,7 @@ class Llama:
             self.decoder.forward(x, *rotation, counts, lengths, keys, values, tails, logits, prompt)
         for cache, count in zip(caches, counts, strict=True):
             cache.advance(count)
-        return [logits[span] for span in spans] if all_logits else logits
+        return [logits[span] for span in _spans(counts)] if all_logits else logits
 
     def _rotation(self, runs: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         """The cosines and the sines [n, d / 2] of runs of positions, each given as (first, count)."""
@@ -209,6 +211,11 @@ class Llama:
         """The logits [n, V] of the last layer's rows x [n, D]."""
         (logits,) = self.ops.norm_linears(x, (self.output_norm,), self.config.rms_norm_eps, (self.output,))
         return logits
+
+
+def _spans(counts: Sequence[int]) -> list[slice]:
+    """The rows of each sequence, where all stand one behind the other."""
+    return [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
 
 
 def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
