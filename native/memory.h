@@ -39,7 +39,8 @@ inline Aligned allocate(size_t bytes) {
 }
 
 // Memory for results, used again and again: each layer's have the sizes of the last one's, and fresh pages take as long to
-// get as a tenth of a prompt. What is handed in is kept up to 64 MiB, the newest of it.
+// get as a tenth of a prompt. What is handed in is kept up to 64 MiB, the newest of it. Nobody waits for it: in a process
+// that was forked, a thread that is gone may hold the lock for ever.
 class Recycler {
 public:
     static Recycler& get() {
@@ -48,7 +49,8 @@ public:
     }
 
     uint8_t* take(size_t bytes) {
-        const std::lock_guard lock(mutex_);
+        const std::unique_lock lock(mutex_, std::try_to_lock);
+        if (!lock) return allocate(bytes).release();
         const auto found = std::find_if(kept_.begin(), kept_.end(), [&](const Block& block) { return block.bytes == bytes; });
         if (found == kept_.end()) return allocate(bytes).release();
         uint8_t* const memory = found->memory.release();
@@ -57,8 +59,10 @@ public:
     }
     void hand_in(uint8_t* memory, size_t bytes) {
         constexpr size_t kMost = size_t{64} << 20;
-        const std::lock_guard lock(mutex_);
-        kept_.push_back({bytes, Aligned(memory, Free{alignment_of(bytes)})});
+        Aligned owned(memory, Free{alignment_of(bytes)});
+        const std::unique_lock lock(mutex_, std::try_to_lock);
+        if (!lock) return;
+        kept_.push_back({bytes, std::move(owned)});
         bytes_ += bytes;
         while (bytes_ > kMost) drop(kept_.begin());
     }

@@ -567,6 +567,21 @@ def test_wrong_input_raises_at_the_boundary():
 
 
 @needs_native
+def test_large_results_are_their_owners_and_their_memory_is_used_again():
+    weight, x = ops.pack(random_tensor("Q4_0", 2048, 64)), activations(200, 64)
+    assert 4 * 200 * 2048 >= ops.RECYCLED_BYTES
+    one, other = ops.linear(x, weight), ops.linear(2 * x, weight)
+    assert not np.shares_memory(one, other)
+    part, kept = one[3:5], one[3:5].copy()
+    place = other.ctypes.data
+    del one, other
+    again = [ops.linear(3 * x, weight) for _ in range(3)]
+    np.testing.assert_array_equal(part, kept)  # a view keeps its memory
+    assert place in [array.ctypes.data for array in again]
+    assert len({array.ctypes.data for array in again}) == 3
+
+
+@needs_native
 def test_activations_that_do_not_lie_in_one_piece_are_taken():
     tensor = random_tensor("Q8_0", 16, 64)
     x = activations(64, 6).T
