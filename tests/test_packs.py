@@ -3,6 +3,8 @@
 import gc
 import logging
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
@@ -210,3 +212,23 @@ def test_a_model_answers_the_same_from_kept_weights(tiny_model, folder, options,
     # Language and vision, and in int8 the matrices of vision that stay floats.
     in_int8 = chat.generator.backend.vision_precision == "int8"
     assert len(list(folder.glob("*.packed"))) == 2 + in_int8
+
+
+ENDS_AT_ONCE = """
+import sys
+from pathlib import Path
+from handlens.cpu import packs
+from tests.test_kernels import random_tensor
+
+tensor, folder = random_tensor("Q8_0", 4096, 4096), Path(sys.argv[1])
+store = packs.PackStore(folder / "kept", [folder / "model"])
+store.pack("language", {f"matrix {number}": tensor for number in range(5)}, None)
+print(len(packs._movers))
+"""
+
+
+def test_a_process_may_end_while_weights_move(model, folder):
+    for moves in ("0", "1"):
+        command = [sys.executable, "-c", ENDS_AT_ONCE, str(model.parent)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert (ended.returncode, ended.stdout.strip(), ended.stderr) == (0, moves, "")

@@ -11,6 +11,7 @@ What is trusted: that rows which were not drawn are what was written. A model th
 time of change put back, or a bad block on the disk, can escape for a while.
 """
 
+import atexit
 import hashlib
 import logging
 import math
@@ -39,6 +40,10 @@ HEAD_BYTES, ALIGNMENT = 128, 64
 SAMPLES = 2
 #: Smaller models are packed faster than looked up.
 MIN_BYTES = 64 << 20
+
+#: Threads that move weights, and whether they should end.
+_movers: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+_ending = threading.Event()
 
 
 class PackStore:
@@ -106,13 +111,23 @@ def _settle(mapped: Iterable[tuple[ops.PackedWeight, np.ndarray]]) -> None:
     waiting = [(weakref.ref(weight), memory) for weight, memory in mapped]
 
     def move() -> None:
-        while waiting:
+        while waiting and not _ending.is_set():
             reference, memory = waiting.pop(0)
             if (weight := reference()) is not None:
                 weight.packed.settle()
             let_go(memory)
 
-    threading.Thread(target=move, name="handlens-settle", daemon=True).start()
+    thread = threading.Thread(target=move, name="handlens-settle", daemon=True)
+    _movers.add(thread)
+    thread.start()
+
+
+@atexit.register
+def _end_moves() -> None:
+    """Waits until no weight is being moved: the interpreter ends threads that compute by aborting the process."""
+    _ending.set()
+    for thread in list(_movers):
+        thread.join()
 
 
 def _check(name: str, weight: ops.PackedWeight, precision: str | None) -> None:
