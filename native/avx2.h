@@ -20,6 +20,7 @@ constexpr bool kHasDots = false;
 #endif
 
 constexpr size_t kRows = 8;
+constexpr size_t kAhead = 2048;  // bytes of codes that are fetched ahead
 constexpr int kMaxTokens = 4;  // 4 integer and 4 float totals of the 16 registers
 
 __m256 halves(const uint8_t* at) {
@@ -99,6 +100,9 @@ void tile(const Weights& w, const Activations& x, size_t block, size_t token, co
     __m256 total[T];
     for (int t = 0; t < T; t++) total[t] = _mm256_setzero_ps();
     for (size_t g = 0; g < groups; g += run_of(L)) {
+        if constexpr (T == 1)  // which waits for the weights
+            for (size_t line = 0; line < kGroupBytes * run_of(L); line += 64)
+                __builtin_prefetch(codes + g * kGroupBytes + kAhead + line);
         for (int part = 0; part < kParts; part++) {
             __m256i dot[T];
             for (int t = 0; t < T; t++) {
