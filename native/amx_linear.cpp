@@ -1,7 +1,8 @@
 // Linear layers whose weights and activations are rounded to bfloat16, on the tiles of AMX. Weights are bfloat16 already
 // (layout bf16_tiles), or quantised: then numbers are made of a block's codes and scales in float32, a few groups at a time,
-//     scale * code - offset * scale    or    scale * code - minimum        (one fma)
-// and rounded. With x' for x rounded,
+//     lowest = -(offset * scale) - 256 * scale    or    -minimum - 256 * scale      (one fma)
+//     number = (256 + code) * scale + lowest                                        (one fma)
+// and rounded: the bits of a code, shifted to where those of 256 end, are the float 256 + code. With x' for x rounded,
 //     total = the products of x' and w', 32 columns after another, summed as the instruction does it (see
 //             amx_attention.cpp)
 // A row of the result depends on no other, and neither on how rows and blocks are shared out.
@@ -91,15 +92,16 @@ void unpack(const Weights& w, size_t block, Range some, uint16_t* to) {
         for (size_t part = 0; part < kForm.parts; part++) {
             const GroupScales of = scales_of<L>(scales, g, part);
             scale[part] = of.scale;
-            lowest[part] = has_minimum(L) ? _mm512_sub_ps(_mm512_setzero_ps(), of.minimum)
-                                          : _mm512_mul_ps(of.scale, _mm512_set1_ps(-kForm.offset));
-            lowest[part] = _mm512_fnmadd_ps(of.scale, _mm512_set1_ps(256), lowest[part]);
+            const __m512 of_zero = has_minimum(L) ? _mm512_sub_ps(_mm512_setzero_ps(), of.minimum)
+                                                  : _mm512_mul_ps(of.scale, _mm512_set1_ps(-kForm.offset));
+            lowest[part] = _mm512_fnmadd_ps(of.scale, _mm512_set1_ps(256), of_zero);
         }
         for_steps<0, 1, 2, 3, 4, 5, 6, 7>([&](auto step) __attribute__((always_inline)) {
             constexpr size_t kPart = step * kForm.parts / 8;
             const __m512i four = codes_of<L, step>(codes, levels), byte = _mm512_set1_epi32(0xff << 15);
             const __m512i base = _mm512_castps_si512(_mm512_set1_ps(256));
             const auto number = [&](__m512i code) {
+                // (code & byte) | base
                 const __m512 above = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(code, byte, base, 0xea));
                 return _mm512_fmadd_ps(above, scale[kPart], lowest[kPart]);
             };
@@ -173,10 +175,11 @@ void add_up(const Columns& columns, const uint16_t* x, Range rows, Range blocks,
         size_t piece, step;
     };
     const auto place_of = [&](size_t n) { return many ? Place{n / steps, n % steps} : Place{n % pieces, n / pieces}; };
-    const auto codes = [&](size_t side, size_t n) {
-        const Place at = place_of(n);
-        const size_t block = columns.block(side, blocks.first + at.step * columns.step(), blocks.last);
-        return columns.weights(side).codes + block * w.block_bytes() + groups * at.piece / pieces * group_bytes;
+    const auto block_of = [&](size_t side, const Place& at) {
+        return columns.block(side, blocks.first + at.step * columns.step(), blocks.last);
+    };
+    const auto codes = [&](size_t side, const Place& at) {
+        return columns.weights(side).codes + block_of(side, at) * w.block_bytes() + groups * at.piece / pieces * group_bytes;
     };
     for (size_t n = 0; n < pieces * steps; n++) {
         const Place at = place_of(n);
@@ -184,14 +187,14 @@ void add_up(const Columns& columns, const uint16_t* x, Range rows, Range blocks,
         const size_t count = some.last - some.first, lines = count * group_bytes / 64;
         const uint16_t* numbers[2];
         for (size_t side = 0; side < 2; side++) {
-            numbers[side] = reinterpret_cast<const uint16_t*>(codes(side, n));
+            numbers[side] = reinterpret_cast<const uint16_t*>(codes(side, at));
             if constexpr (L != Layout::bf16_tiles) {
-                const size_t block = columns.block(side, blocks.first + at.step * columns.step(), blocks.last);
-                unpack<L>(columns.weights(side), block, some, work.numbers[side]);
+                unpack<L>(columns.weights(side), block_of(side, at), some, work.numbers[side]);
                 numbers[side] = work.numbers[side];
             }
         }
-        const size_t follows = std::min(n + 1, pieces * steps - 1), each = (lines + pairs * count - 1) / (pairs * count);
+        const Place follows = place_of(std::min(n + 1, pieces * steps - 1));
+        const size_t each = (lines + pairs * count - 1) / (pairs * count);
         for (size_t pair = 0; pair < pairs; pair++) {
             const size_t line = pair * count * each;
             const Ahead ahead{{codes(0, follows) + line * 64, codes(1, follows) + line * 64}, line < lines ? each : 0};

@@ -185,7 +185,7 @@ bool attend_packed(const Work& work, const Bf16Attention& kernels, const Attenti
 
 // out = x plus the second layer of what `hand_on` makes, in tasks of a share, of the rounded input.
 bool feed(const Work& work, const Input& input, const Linear& wide, const Share& share, const Linear& down, float* out,
-                 const std::function<void(const uint16_t* in, Range rows, Range blocks, uint16_t* inner)>& hand_on) {
+          const std::function<void(const uint16_t* in, Range rows, Range blocks, uint16_t* inner)>& hand_on) {
     const Bf16Linear& linear = *wide.kernels->bf16_linear;
     const size_t rows = input.rows, columns = wide.weights->columns;
     Parts parts;
@@ -199,7 +199,7 @@ bool feed(const Work& work, const Input& input, const Linear& wide, const Share&
 
 // The first half of a decoder's layer.
 bool decoder_attention(const Work& work, const DecoderLayer& layer, const DecoderShape& shape, float* x, size_t rows,
-                              const float* cos, const float* sin, std::span<const CachedRows> sequences, bool half, bool bf16) {
+                       const float* cos, const float* sin, std::span<const CachedRows> sequences, bool half, bool bf16) {
     const FloatKernels& floats = *layer.out.kernels->floats;
     const size_t width = shape.head, queries = shape.heads * width, keys = shape.kv_heads * width;
     const Input input{x, rows, {Step::rms_norm, layer.attention_norm, nullptr, shape.eps}, nullptr, bf16};
@@ -248,7 +248,7 @@ bool decoder_attention(const Work& work, const DecoderLayer& layer, const Decode
 
 // The second half.
 bool decoder_feed_forward(const Work& work, const DecoderLayer& layer, const DecoderShape& shape, float* x, size_t rows,
-                                 bool bf16) {
+                          bool bf16) {
     const Input input{x, rows, {Step::rms_norm, layer.feed_forward_norm, nullptr, shape.eps}, nullptr, bf16};
     const Linear both[] = {layer.gate, layer.up};
     const std::span<const Linear> down(&layer.down, 1);

@@ -453,8 +453,8 @@ void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const
     check_matrix(x, rows, decoder.columns, "x");
     check_matrix(cos, rows, shape.head / 2, "the cosines");
     check_matrix(sin, rows, shape.head / 2, "the sines");
-    if (counts.size() != lengths.size() || counts.size() != tails.size() || keys.size() != counts.size() * layers || values.size() != keys.size() ||
-        std::accumulate(counts.begin(), counts.end(), size_t{0}) != rows || keys.empty())
+    if (counts.size() != lengths.size() || counts.size() != tails.size() || keys.size() != counts.size() * layers ||
+        values.size() != keys.size() || std::accumulate(counts.begin(), counts.end(), size_t{0}) != rows || keys.empty())
         throw nb::value_error("the rows of all sequences, and the keys and values of all their layers, are wanted");
     for (size_t i = 0; i < counts.size(); i++)
         if (tails[i] > counts[i]) throw nb::value_error("no sequence has more logits than rows");
@@ -462,14 +462,15 @@ void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const
     const bool half = keys[0].dtype() == kHalf;
     std::vector<std::vector<CachedRows>> cached(layers);
     for (size_t i = 0; i < keys.size(); i++) {
-        const size_t sequence = i / layers, end = lengths[sequence] + counts[sequence];
+        const size_t sequence = i / layers, count = counts[sequence], length = lengths[sequence];
         for (const CacheMemory* array : {&keys[i], &values[i]})
-            if (array->shape(0) != shape.kv_heads || array->shape(1) < end || array->shape(2) != shape.head ||
+            if (array->shape(0) != shape.kv_heads || array->shape(1) < count || array->shape(1) - count < length ||
+                array->shape(2) != shape.head ||
                 array->shape(1) != keys[i].shape(1) || (half ? array->dtype() != kHalf : array->dtype() != nb::dtype<float>()))
                 throw nb::value_error(("keys and values of " + std::to_string(shape.kv_heads) + " heads, at least " +
-                                       std::to_string(end) + " positions and width " + std::to_string(shape.head) +
+                                       std::to_string(length + count) + " positions and width " + std::to_string(shape.head) +
                                        " are wanted, all float32 or all float16").c_str());
-        cached[i % layers].push_back({counts[sequence], lengths[sequence], keys[i].shape(1), keys[i].data(), values[i].data()});
+        cached[i % layers].push_back({count, length, keys[i].shape(1), keys[i].data(), values[i].data()});
     }
     if (rows == 0) return;
     bool whole = true;
@@ -478,8 +479,8 @@ void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const
         const std::function<bool()> stop = interrupted;
         for (size_t i = 0; i < layers && whole; i++) {
             Pool::Lease pool;  // one a layer, so that other models get their turn
-            whole = run_decoder_layer({pool, stop}, decoder.layers[i], shape, x.data(), rows, cos.data(), sin.data(), cached[i], half,
-                                      bf16);
+            whole = run_decoder_layer({pool, stop}, decoder.layers[i], shape, x.data(), rows, cos.data(), sin.data(),
+                                      cached[i], half, bf16);
         }
         Pool::Lease pool;
         whole = whole && run_decoder_end({pool, stop}, decoder.norm, decoder.output, shape, x.data(), cached[0], tails,
