@@ -217,10 +217,12 @@ def test_a_model_answers_the_same_from_kept_weights(tiny_model, folder, options,
 ENDS_AT_ONCE = """
 import sys
 from pathlib import Path
+import numpy as np
 from handlens.cpu import packs
-from tests.test_kernels import random_tensor
+from handlens.gguf.blocks import Tensor
 
-tensor, folder = random_tensor("Q8_0", 4096, 4096), Path(sys.argv[1])
+data = np.random.default_rng(0).integers(0, 256, (4096, 4096 // 32 * 34), np.uint8)
+tensor, folder = Tensor("Q8_0", (4096, 4096), data), Path(sys.argv[1])
 store = packs.PackStore(folder / "kept", [folder / "model"])
 store.pack("language", {f"matrix {number}": tensor for number in range(5)}, None)
 print(len(packs._movers))
