@@ -45,8 +45,6 @@ Workspace& workspace() {
     return *memory;
 }
 
-size_t groups_of(size_t columns) { return (columns + kGroup - 1) / kGroup; }
-
 // Tiles are multiplied in pairs.
 size_t nbytes(size_t rows, size_t columns) { return up_to(rows, 2 * kTile) * groups_of(columns) * kGroup * 2; }
 

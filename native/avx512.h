@@ -3,8 +3,6 @@
 
 #include <immintrin.h>
 
-#include <type_traits>
-
 #include "kernels.h"
 
 namespace handlens {
@@ -71,26 +69,6 @@ inline GroupScales scales_of(const uint8_t* scales, size_t g, size_t part) {
         return {halves(at), halves(at + kRows * 2)};
     else
         return {halves(at), none};
-}
-
-// Calls f with the layout of quantised weights as a constant.
-template <class Function>
-inline void for_layout(Layout layout, const Function& f) {
-    switch (layout) {
-        case Layout::q8: return f(std::integral_constant<Layout, Layout::q8>{});
-        case Layout::q4: return f(std::integral_constant<Layout, Layout::q4>{});
-        case Layout::q5: return f(std::integral_constant<Layout, Layout::q5>{});
-        case Layout::q4_k: return f(std::integral_constant<Layout, Layout::q4_k>{});
-        case Layout::q5_k: return f(std::integral_constant<Layout, Layout::q5_k>{});
-        case Layout::q6_k: return f(std::integral_constant<Layout, Layout::q6_k>{});
-        case Layout::q4_1: return f(std::integral_constant<Layout, Layout::q4_1>{});
-        case Layout::q5_1: return f(std::integral_constant<Layout, Layout::q5_1>{});
-        case Layout::q2_k: return f(std::integral_constant<Layout, Layout::q2_k>{});
-        case Layout::levels: return f(std::integral_constant<Layout, Layout::levels>{});
-        case Layout::levels_k: return f(std::integral_constant<Layout, Layout::levels_k>{});
-        case Layout::levels_half: return f(std::integral_constant<Layout, Layout::levels_half>{});
-        default: return f(std::integral_constant<Layout, Layout::q8_row>{});
-    }
 }
 
 }  // namespace

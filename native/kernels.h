@@ -39,6 +39,8 @@ constexpr HANDLENS_INLINE size_t up_to(size_t count, size_t multiple) { return (
 constexpr size_t kGroup = 32;
 constexpr size_t kGroupsPerSuperblock = 8;
 
+constexpr HANDLENS_INLINE size_t groups_of(size_t columns) { return (columns + kGroup - 1) / kGroup; }
+
 enum class Layout { q8, q4, q5, q4_1, q5_1, q2_k, q4_k, q5_k, q6_k, levels, levels_k, levels_half, q8_row, f32, f16, bf16, bf16_tiles };
 
 // How codes are stored: a byte each, or four bits each and the rest of five or six bits behind them. The four bits of
@@ -130,7 +132,7 @@ struct Weights {
     const uint8_t* scales;
     const uint8_t* levels;  // the sixteen codes that four bits choose from, or null
 
-    HANDLENS_INLINE size_t groups() const { return (columns + kGroup - 1) / kGroup; }
+    HANDLENS_INLINE size_t groups() const { return groups_of(columns); }
     HANDLENS_INLINE size_t blocks() const { return (rows + interleave - 1) / interleave; }
     // Bytes of the codes or numbers of one block in all columns.
     HANDLENS_INLINE size_t block_bytes() const {

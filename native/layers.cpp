@@ -76,8 +76,6 @@ private:
     size_t bytes_ = 0;
 };
 
-constexpr size_t groups_of(size_t columns) { return (columns + kGroup - 1) / kGroup; }
-
 // Where the forms of an input lie.
 struct Places {
     size_t groups, runs, brain_floats, floats, bytes;

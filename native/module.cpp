@@ -634,8 +634,6 @@ void set_threads(size_t count) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    // Weights may still be on their way to other memory when the process ends, in a thread that is not waited for.
-    nb::set_leak_warnings(false);
     m.doc() = "The kernels of handlens.cpu.ops, which is the way to call them.";
     nb::class_<Packed>(m, "Packed", "Weights in the layout of one instruction set; float numbers as int8 or bf16 if "
                                     "wanted. They are filled, or lie in `memory` that held such weights.")

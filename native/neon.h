@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "steps.h"
 
 namespace handlens {
 namespace {
@@ -252,21 +253,7 @@ void multiply_layout(const Weights& w, const Activations& x, Range rows, Range b
 }
 
 void multiply(const Weights& w, const Activations& x, Range rows, Range blocks, const Output& out) {
-    switch (w.layout) {
-        case Layout::q8: return multiply_layout<Layout::q8>(w, x, rows, blocks, out);
-        case Layout::q4: return multiply_layout<Layout::q4>(w, x, rows, blocks, out);
-        case Layout::q5: return multiply_layout<Layout::q5>(w, x, rows, blocks, out);
-        case Layout::q4_k: return multiply_layout<Layout::q4_k>(w, x, rows, blocks, out);
-        case Layout::q5_k: return multiply_layout<Layout::q5_k>(w, x, rows, blocks, out);
-        case Layout::q6_k: return multiply_layout<Layout::q6_k>(w, x, rows, blocks, out);
-        case Layout::q4_1: return multiply_layout<Layout::q4_1>(w, x, rows, blocks, out);
-        case Layout::q5_1: return multiply_layout<Layout::q5_1>(w, x, rows, blocks, out);
-        case Layout::q2_k: return multiply_layout<Layout::q2_k>(w, x, rows, blocks, out);
-        case Layout::levels: return multiply_layout<Layout::levels>(w, x, rows, blocks, out);
-        case Layout::levels_k: return multiply_layout<Layout::levels_k>(w, x, rows, blocks, out);
-        case Layout::levels_half: return multiply_layout<Layout::levels_half>(w, x, rows, blocks, out);
-        default: return multiply_layout<Layout::q8_row>(w, x, rows, blocks, out);
-    }
+    for_layout(w.layout, [&](auto layout) { multiply_layout<layout>(w, x, rows, blocks, out); });
 }
 
 constexpr int kIndependent = 16;
