@@ -74,6 +74,9 @@ class Family:
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
     vision_precision: str | None = None  # what the vision side computes in on a CPU; by default what is fast there
+    reads_lines: bool = (
+        False  # it reads lines better than pages, so `handlens read` shows it one at a time (reading.py)
+    )
     ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()
@@ -116,6 +119,7 @@ FAMILIES = {
             template="llama3",
             # Such a tower is fast in floats, and int8 changed one answer in seven (docs/performance.md).
             vision_precision="f32",
+            reads_lines=True,
             ends_loops=True,
             slices=SliceOptions(scale_resolution=224),
         ),

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import lzma
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,16 +30,20 @@ from recipes.default.check import distance
 from recipes.default.decode import greedy
 from recipes.default.export import export
 from recipes.default.feed import Feed, Plan, batches
+from recipes.default.frozen import FrozenLayers
 from recipes.default.grow import grow, grow_tower
 from recipes.default.model import CELLS, DenseHead, Mini, VisionTower
 from recipes.default.precision import Twins
 from recipes.default.presets import PRESETS, model_config
+from recipes.default.regrid import regrid
 from recipes.default.resume import keep, resume
 from recipes.default.stages import STAGES, shared_out, stage_at, stage_named
 from recipes.default.start import initialise
 from recipes.default.train import Trainer, main, parse
-from recipes.default.weights import State, load_run, save_run
+from recipes.default.weights import State, load_run, read_state, save_run
 from tests.multilingual import SENTENCES, lines
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -189,6 +196,23 @@ def test_answers_can_be_read_under_autocast(run):
 
 
 @torch.no_grad()
+def test_frozen_layers_are_those_of_the_tower(run):
+    config, model, _, folder = run
+    encoder = Encoder(config, Tokenizer.from_file(folder / "tokenizer.json"))
+    examples = [encoder.example(noise(*size), 0, np.random.default_rng(0)) for size in [(90, 30), (200, 210)]]
+    arrays = collate(examples, config)
+    batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    whole = model.features(batch["pixels"], batch["position_ids"], batch["patch_mask"])
+    frozen = FrozenLayers(folder / "model", 2)(arrays["pixels"], arrays["position_ids"], arrays["patch_mask"])
+    assert frozen.dtype == torch.bfloat16 and not frozen[~batch["patch_mask"]].any()
+    features = model.features_after(2, frozen.float(), batch["patch_mask"])
+    known = batch["patch_mask"]
+    assert torch.cosine_similarity(features[known], whole[known], dim=-1).min() > 0.999
+    without = model.features_after(2, torch.zeros_like(frozen).float(), known)
+    assert torch.cosine_similarity(without[known], whole[known], dim=-1).max() < 0.9
+
+
+@torch.no_grad()
 def test_a_tower_that_has_grown_has_the_features_of_the_small_one(run, tmp_path):
     config, model, _, _folder = run
     deeper = VisionTower(replace(config.vision, num_hidden_layers=config.vision.num_hidden_layers + 2))
@@ -240,6 +264,41 @@ def test_twins_in_half_precision_compute_the_same_and_hand_their_gradients_over(
         twins.take_weights()
         torch.testing.assert_close(twin.resampler.proj.float(), model.resampler.proj, atol=0, rtol=0.01)
         model.resampler.proj -= 1.0
+
+
+@torch.no_grad()
+def test_heads_are_turned_to_the_fields_of_a_slice(run, tmp_path):
+    config, _, _, folder = run
+    regrid(folder, tmp_path / "new")
+    found = {}
+    for name, path in (("before", folder), ("after", tmp_path / "new")):
+        model = Mini(config)
+        load_run(path, model, DenseHead(config.vision.hidden_size, len(CLASSES)), CLASSES)
+        found[name] = model
+    before, after = found["before"].state_dict(), found["after"].state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"resampler.attn.in_proj_weight", "resampler.attn.in_proj_bias"}
+    resampler = found["after"].resampler
+    width, heads = config.resampler.embed_dim, config.resampler.num_heads
+    values = before["resampler.attn.in_proj_weight"][2 * width :]
+    torch.testing.assert_close(resampler.attn.in_proj_weight[2 * width :], values, atol=0, rtol=0)
+    # Where nothing but its place tells patches apart, a query looks at its half of its field.
+    places = torch.stack(torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij"), dim=-1).view(1, 256, 2)
+    keys = torch.cat([resampler.axis[places[..., 1]], resampler.axis[places[..., 0]]], dim=-1)
+    (q, k, _), (q_bias, k_bias, _) = (
+        part.chunk(3) for part in (resampler.attn.in_proj_weight, resampler.attn.in_proj_bias)
+    )
+    queries = (resampler.ln_q(resampler.query) @ q.T + q_bias).view(64, heads, -1).transpose(0, 1)
+    scores = queries @ (keys[0] @ k.T + k_bias).view(256, heads, -1).permute(1, 2, 0)
+    looks = (scores / queries.shape[-1] ** 0.5).softmax(dim=-1).view(heads, 8, 8, 16, 16)
+    along = torch.arange(16.0)
+    rows = (looks.sum(dim=-1) * along).sum(dim=-1)[0]  # [8, 8]
+    columns = (looks.sum(dim=-2) * along).sum(dim=-1)[0]
+    assert ((rows[1:-1] - torch.arange(1, 7)[:, None] * 17 / 8 - 0.5).abs() < 1).all()
+    assert ((columns[:, 1:-1] - torch.arange(1, 7) * 17 / 8 - 0.1).abs() < 1).all()
+    assert looks[0].flatten(2).amax(dim=-1).min() > 0.1
+    with pytest.raises(InputError, match="is not empty"):
+        regrid(folder, tmp_path / "new")
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -455,6 +514,42 @@ def test_frozen_layers_stay_as_they_are(prepared, tmp_path):
     after = trainer.model.vpm.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and not any(name.startswith(("embeddings", "encoder.layers.0.")) for name in changed)
+
+
+def torchrun(*arguments: str) -> None:
+    """Runs a module or a script in two processes that train together."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_processes_take_the_mean_of_their_gradients(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from recipes.default.peers import Peers\n"
+        "peers = Peers()\n"
+        "first, second = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 3), (4,)))\n"
+        "first.grad = torch.full((2, 3), float(peers.rank + 1))\n"
+        "second.grad = torch.arange(4.0) if peers.leads else None\n"
+        "peers.average([first, second])\n"
+        "assert torch.equal(first.grad, torch.full((2, 3), 1.5)), first.grad\n"
+        "assert torch.equal(second.grad, torch.arange(4) / 2), second.grad\n"
+        "assert peers.highest([peers.rank, -peers.rank], torch.device('cpu')) == [1.0, 0.0]\n"
+        "peers.close()\n"
+    )
+    torchrun(str(script))
+
+
+def test_two_processes_train_one_model(prepared, tmp_path):
+    command = ["--sources", str(prepared), "--out", str(tmp_path), "--preset", "tiny", "--stage", "words"]
+    torchrun("-m", "recipes.default.train", *command, "--steps", "3", "--frozen-layers", "1", "--log-seconds", "0")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "answers" in row] == [1, 2, 3]
+    assert read_state(tmp_path).steps == 3 and (tmp_path / "model").exists()
 
 
 def test_some_training_lowers_the_loss_and_goes_on(prepared, tmp_path):

@@ -102,6 +102,15 @@ def run_pocketdocs(
     limit: Annotated[int | None, typer.Option(metavar="N", help="Only the first items of each suite.")] = None,
     peers: Annotated[str, typer.Option(metavar="NAMES", help="Measure these readers, too: tesseract, rapidocr.")] = "",
     peers_only: Annotated[bool, typer.Option("--peers-only", help="Ask no model.")] = False,
+    by_lines: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-lines/--whole",
+            help="Where all text is asked for, show the model one line at a time, or the whole picture. Default: as "
+            "`handlens read` does with this model.",
+            show_default=False,
+        ),
+    ] = None,
     sources: Annotated[
         Path | None,
         typer.Option(metavar="DIR", envvar="HANDLENS_SOURCES", help="Prepared folder, whose fonts write the pictures."),
@@ -131,7 +140,7 @@ def run_pocketdocs(
     if not peers_only:
         files = _settings(model_options)
         chat = open_chat(model_options)
-        readers.insert(0, Model(chat, chat.model.files.model.stem, files))
+        readers.insert(0, Model(chat, chat.model.files.model.stem, files, by_lines))
     elif not readers:
         raise InputError("--peers-only without --peers leaves nobody to ask; name tesseract or rapidocr")
     try:
@@ -142,6 +151,9 @@ def run_pocketdocs(
     lacking = {one.name: f"not in {data.name}" for one in suites if one not in there}
     made = facts_of(data / there[0].name)
     facts = [(reader.name, f"digest {reader.digest}") for reader in readers]
+    facts += [
+        (reader.name, f"{reader.how(one)} in {one.name}") for reader in readers for one in there if reader.how(one)
+    ]
     facts += [
         (
             "data",

@@ -1,15 +1,22 @@
 """`handlens read`: the text in an image as Markdown."""
 
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handlens.atomic import replacing
 from handlens.cli.opening import answer, open_chat, open_pictures, tell_if_cut
 from handlens.cli.options import ModelOptions
-from handlens.cli.terminal import print_streamed
+from handlens.cli.terminal import print_streamed, working
 from handlens.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from handlens.chat import Chat
 
 EXAMPLES = """
 \b
@@ -32,8 +39,20 @@ def transcribe(
     ] = None,
     lang: Annotated[str, typer.Option(metavar="TEXT", help="Language of the text, as a hint.")] = "",
     max_new_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Most tokens of the transcription, as far as the context has room.")
+        int,
+        typer.Option(
+            metavar="N", help="Most tokens of the transcription (by lines, of each) that the context has room for."
+        ),
     ] = 2048,
+    by_lines: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-lines/--whole",
+            help="Find the lines and tables in the image and show the model one line at a time, or the whole image at "
+            "once. Default: by lines for the small model that ships with handlens, else whole.",
+            show_default=False,
+        ),
+    ] = None,
     model_options: ModelOptions,
 ) -> None:
     """Transcribe an image to Markdown. Standard output gets the transcription and nothing else."""
@@ -41,6 +60,10 @@ def transcribe(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write {out.name} to")
     chat = open_chat(model_options)
+    if by_lines is None:
+        by_lines = chat.model.config.family.reads_lines
+    if by_lines and _write(out, _by_lines(chat, pictures[0], max_new_tokens, shown=out is None)):
+        return
     from handlens.engine.sampling import SamplingParams
 
     question = f"{INSTRUCTION} The text is in {lang}." if lang else INSTRUCTION
@@ -48,10 +71,34 @@ def transcribe(
     inputs = chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=1))
     room = chat.context_length - len(inputs.input_ids)
     params = SamplingParams.greedy(max_new_tokens=min(max_new_tokens, room))
+    _write(out, answer(chat, inputs, params))
+    tell_if_cut(chat, params, model_options)
+
+
+def _by_lines(chat: "Chat", image: "Image.Image", longest: int, shown: bool) -> Iterator[str]:
+    """The pieces of the text; where they aren't shown as they come, a terminal shows how many lines were read."""
+    from handlens.reading import LONGEST, read_by_lines
+
+    with working("finding the lines", "lines") as progress:
+        pieces = read_by_lines(chat, image, min(longest, LONGEST), progress)
+        if not shown:
+            pieces = iter(list(pieces))
+        first = next(pieces, None)
+    if first is not None:
+        yield first
+        yield from pieces
+
+
+def _write(out: Path | None, pieces: Iterator[str]) -> bool:
+    """Prints the pieces, or writes them to a file that appears whole; False, and nothing written, where none come."""
+    first = next(pieces, None)
+    if first is None:
+        return False
+    pieces = chain([first], pieces)
     if out is None:
-        print_streamed(answer(chat, inputs, params), [])
+        print_streamed(pieces, [])
     else:
         with replacing(out, InputError, encoding="utf-8", newline="\n") as file:
-            file.writelines(answer(chat, inputs, params))
+            file.writelines(pieces)
             file.write("\n")
-    tell_if_cut(chat, params, model_options)
+    return True

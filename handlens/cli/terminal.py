@@ -57,8 +57,8 @@ def tell(message: str) -> None:
 
 
 @contextmanager
-def working(what: str) -> Iterator[Callable[[int, int], None]]:
-    """While the block runs, a terminal shows what is being done; `(done, total)` tells it how far that is."""
+def working(what: str, unit: str = "slices") -> Iterator[Callable[[int, int], None]]:
+    """While the block runs, a terminal shows what is being done; `(done, total)` tells it how far that is, in units."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -71,7 +71,7 @@ def working(what: str) -> Iterator[Callable[[int, int], None]]:
 
         def progress(done: int, total: int) -> None:
             if done < total:
-                bar.update(task, description=f"looked at {done} of {total} slices", completed=done, total=total)
+                bar.update(task, description=f"looked at {done} of {total} {unit}", completed=done, total=total)
             else:
                 bar.reset(task, description="reading the prompt", total=None)
 

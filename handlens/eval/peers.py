@@ -53,6 +53,9 @@ class Tesseract:
     def answers(self, suite: Suite, item: Item) -> bool:
         return bool(suite.peers) and item.language in self.languages
 
+    def how(self, suite: Suite) -> str:
+        return ""
+
     def answer(self, suite: Suite, item: Item) -> str:
         layout = "7" if suite.peers == "line" else "3"  # one line; a page
         command = ["tesseract", str(item.image), "-", "-l", TESSERACT[item.language], "--psm", layout]
@@ -86,6 +89,9 @@ class RapidOCR:
 
     def answers(self, suite: Suite, item: Item) -> bool:
         return bool(suite.peers) and item.language not in UNREAD
+
+    def how(self, suite: Suite) -> str:
+        return ""
 
     def answer(self, suite: Suite, item: Item) -> str:
         if suite.peers == "line":

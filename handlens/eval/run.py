@@ -17,6 +17,7 @@ from handlens.decode import open_image
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, ImageError, InputError
 from handlens.eval.suite import Item, Suite
+from handlens.reading import read_by_lines
 from handlens.weights import ModelFiles
 
 
@@ -31,6 +32,9 @@ class Reader(Protocol):
 
     def answer(self, suite: Suite, item: Item) -> str: ...
 
+    def how(self, suite: Suite) -> str:
+        """How items of a suite are shown, where that is not as they are: answers are kept for each way."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -42,21 +46,29 @@ class Answered:
 
 
 class Model:
-    """A model as a reader: greedy, each image with its question and nothing else."""
+    """A model as a reader: greedy, each image with its question and nothing else. Where all text is asked for and
+    `by_lines` is set (by default where the family reads lines), lines are shown one by one (reading.py)."""
 
-    def __init__(self, chat: Chat, name: str, settings: str = ""):
+    def __init__(self, chat: Chat, name: str, settings: str = "", by_lines: bool | None = None):
         self.chat, self.name = chat, name
+        self.by_lines = chat.model.config.family.reads_lines if by_lines is None else by_lines
         self.digest = digest(chat.model.files, settings)
 
     def answers(self, suite: Suite, item: Item) -> bool:
         return True
 
     def answer(self, suite: Suite, item: Item) -> str:
-        msgs = [{"role": "user", "content": [open_image(item.image), item.question]}]
+        image = open_image(item.image)
+        if self.how(suite) and (text := "".join(read_by_lines(self.chat, image))):
+            return text
+        msgs = [{"role": "user", "content": [image, item.question]}]
         try:
             return self.chat.reply(msgs, SamplingParams.greedy(max_new_tokens=self._room(msgs, suite)))
         except (ContextError, ImageError):
             return ""  # an item that is too much for this model is one that it gets wrong
+
+    def how(self, suite: Suite) -> str:
+        return "by lines" if self.by_lines and suite.transcribes else ""
 
     def _room(self, msgs: list, suite: Suite) -> int:
         taken = len(self.chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=1)).input_ids)
@@ -89,7 +101,7 @@ def ask(
     folder.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="\n") as file:
         for done, item in enumerate(items, 1):
-            key = f"{item.digest()}-{suite.max_new_tokens}"
+            key = f"{item.digest()}-{suite.max_new_tokens}{reader.how(suite)}"
             if key not in known:
                 start = time.perf_counter()
                 answer = reader.answer(suite, item)

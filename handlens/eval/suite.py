@@ -96,6 +96,8 @@ class Suite:
     score_unit: Callable[[Sequence[tuple[Item, str]]], Scores] | None = None
     bars: tuple[Bar, ...] = ()
     max_new_tokens: int = 64
+    #: Whether items ask for all text, so that a model that reads lines is shown them one by one, as by `handlens read`.
+    transcribes: bool = False
     #: How other readers are asked, who only transcribe: "line", "text" or "table"; "" where they have no part in it.
     peers: str = ""
     #: Draws items number 0, 1, 2 ... with the seed: called as build(sources, n, seed, packages).

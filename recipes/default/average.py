@@ -27,16 +27,17 @@ def average(first: Path, second: Path, share: float, out: Path) -> None:
     state = read_state(second)
     if read_state(first).preset != state.preset:
         raise InputError(f"{first} and {second} are runs of different presets")
-    config = model_config(PRESETS[state.preset], Tokenizer.from_file(second / TOKENIZER).vocab_size)
-    (model, head), (other, other_head) = (_loaded(run, config, state) for run in (first, second))
+    (model, head), (other, other_head) = (loaded(run, state) for run in (first, second))
     for mine, theirs in zip(_weights(model, head), _weights(other, other_head), strict=True):
         mine.lerp_(theirs, share)
     out.mkdir(parents=True, exist_ok=True)
     shutil.copy(second / TOKENIZER, out)
-    save_run(out, config, model, head, state, half=False)
+    save_run(out, model.config, model, head, state, half=False)
 
 
-def _loaded(run: Path, config, state: State) -> tuple[Mini, DenseHead]:
+def loaded(run: Path, state: State) -> tuple[Mini, DenseHead]:
+    """The model and the dense head of a run, with the classes of a state."""
+    config = model_config(PRESETS[state.preset], Tokenizer.from_file(run / TOKENIZER).vocab_size)
     model, head = Mini(config), DenseHead(config.vision.hidden_size, len(state.classes))
     load_run(run, model, head, state.classes)
     return model, head

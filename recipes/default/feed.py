@@ -22,6 +22,7 @@ from handlens.data.sample import TRAIN, Sample
 from handlens.data.sources import Sources
 from handlens.tokenizer import Tokenizer
 from recipes.default.batch import Encoder, Example, collate, shape_of
+from recipes.default.frozen import FrozenLayers
 from recipes.default.stages import Stage
 
 logger = logging.getLogger("handlens")
@@ -51,6 +52,8 @@ class Plan:
     tokenizer: Path
     cost: int  # of a batch, about: patches and tokens
     seed: int
+    frozen: int = 0  # so many of the tower's first layers are computed with the batch (frozen.py), of `checkpoint`
+    checkpoint: Path | None = None
     few_shapes: bool = True  # for compilers and libraries that prepare themselves for each shape (batch.shape_of)
 
 
@@ -93,8 +96,10 @@ def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], di
     """Batches without end: the tasks of the examples, and the tensors of `collate`.
 
     A batch is full of examples of about one shape, as many as cost `plan.cost` together. So little of it is padding,
-    and there can be few shapes of tensors: where something is prepared for each, that takes as long as a step.
+    and there can be few shapes of tensors: where something is prepared for each, that takes as long as a step. With
+    `plan.frozen` the place of pixels is taken by `hidden`, what stands behind so many layers of the tower.
     """
+    frozen = FrozenLayers(plan.checkpoint, plan.frozen) if plan.frozen else None
     waiting: dict[tuple[int, int, int], list[Example]] = defaultdict(list)
     for example in examples(plan, stage, seed):
         shape = _, patches, tokens = shape_of(example, plan.few_shapes)
@@ -103,7 +108,11 @@ def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], di
         cost = sum(len(one.slices) for one in chosen) * patches + bool(stage.answers) * len(chosen) * tokens
         if cost + cost / len(chosen) > plan.cost:  # another one like these would be too much
             del waiting[shape]
-            tensors = {name: torch.from_numpy(array) for name, array in collate(chosen, plan.config).items()}
+            arrays = collate(chosen, plan.config)
+            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            if frozen:
+                del tensors["pixels"]
+                tensors["hidden"] = frozen(arrays["pixels"], arrays["position_ids"], arrays["patch_mask"])
             yield [one.sample.task for one in chosen], tensors
 
 

@@ -40,6 +40,10 @@ class Mini(nn.Module):
         patches = ((colours - self.image_mean) / self.image_std).flatten(-2)
         return self.vpm(patches.to(self.vpm.post_layernorm.weight.dtype), position_ids, patch_mask)
 
+    def features_after(self, layers: int, hidden: Tensor, patch_mask: Tensor | None) -> Tensor:
+        """The tower's features [S, L, D] from what stands behind so many of its layers [S, L, D] (frozen.py)."""
+        return self.vpm.finish(hidden, patch_mask, layers)
+
     def vectors(self, features: Tensor, places: Tensor, patch_mask: Tensor | None) -> Tensor:
         """The query vectors [S, Q, W] of features [S, L, D] at places [S, L, 2], the (row, column) of each patch."""
         return self.resampler(features, places, patch_mask)
@@ -80,9 +84,12 @@ class VisionTower(nn.Module):
         kernel = self.embeddings["patch_embedding"]
         # A patch is a whole stride of the convolution, so that is a matrix product.
         x = F.linear(patches, kernel.weight.flatten(1), kernel.bias)
-        x = x + self.embeddings["position_embedding"](position_ids)  # [S, L, D]
+        return self.finish(x + self.embeddings["position_embedding"](position_ids), patch_mask)
+
+    def finish(self, x: Tensor, patch_mask: Tensor | None, first: int = 0) -> Tensor:
+        """The features from the input of layer `first` on, both [S, L, D]."""
         mask = None if patch_mask is None else patch_mask[:, None, None]  # [S, 1, 1, L]
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder["layers"][first:]:
             x = layer(x, mask)
         return self.post_layernorm(x)
 
@@ -186,8 +193,6 @@ class LlamaLayer(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v)
         k, v = (y.repeat_interleave(self.heads // self.kv_heads, dim=1) for y in (k, v))
-        if mask is None and not q.is_cuda:
-            mask = torch.ones(q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
         x = x + attn["o_proj"](_join(_attend(q, k, v, mask, causal=mask is None)))
         normed = self.post_attention_layernorm(x)
         return x + self.mlp["down_proj"](F.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed))
@@ -232,6 +237,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool =
     """What queries [., H, n, d] read from keys and values [., H, m, d] where the mask is True."""
     if q.is_cuda:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    return _attend_on_cpu(q, k, v, mask)
+
+
+@torch.compiler.disable  # how many products there are depends on sizes: each new one would be compiled
+def _attend_on_cpu(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     # On a CPU torch's own attention takes several times as long to go back through as these products do, and so do they
     # where their scores do not fit into a cache.
     together = max(CACHED_SCORES // (q.shape[1] * q.shape[2] * k.shape[2]), 1)

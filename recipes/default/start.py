@@ -96,13 +96,13 @@ def _place_queries(resampler: Resampler, columns: torch.Tensor, rows: torch.Tens
         (number // side * step + (step - 1) / 2, rows, columns),
         (number * 1.0, line, columns),
     ):
-        query[:, dimensions] = _axis(places, resampler.query.shape[1])[:, source]
+        query[:, dimensions] = axis(places, resampler.query.shape[1])[:, source]
     spare = (query == 0).all(dim=0)
     query[:, spare] = -query.sum(dim=1, keepdim=True) / spare.sum()  # so that the norm has no mean to take away
     resampler.query.copy_(query)
 
 
-def _axis(places: torch.Tensor, width: int) -> torch.Tensor:
+def axis(places: torch.Tensor, width: int) -> torch.Tensor:
     """The sines and cosines [n, width / 2] of places [n] along an axis, which need not be whole."""
     quarter = width // 4
     angles = places[:, None] * 10000 ** (-torch.arange(quarter) / quarter)

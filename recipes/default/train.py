@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from handlens.data.tasks import TASKS
 from handlens.errors import HandlensError
@@ -29,11 +29,12 @@ from recipes.default.curves import draw_curves
 from recipes.default.feed import Feed, Plan
 from recipes.default.model import CELLS, DenseHead, Mini
 from recipes.default.optimiser import Optimiser
+from recipes.default.peers import Peers
 from recipes.default.precision import PRECISIONS, Twins, has_matrix_units
 from recipes.default.presets import PRESETS, Preset, model_config
 from recipes.default.stages import STAGES, Stage, shared_out, stage_at, stage_named
 from recipes.default.start import initialise
-from recipes.default.weights import STATE, State, load_run, save_run
+from recipes.default.weights import MODEL, STATE, State, load_run, save_run
 
 logger = logging.getLogger("handlens")
 
@@ -82,8 +83,12 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.set_num_threads(options.threads)
         torch.set_float32_matmul_precision("high")
-        options.out.mkdir(parents=True, exist_ok=True)
-        self.tokenizer = Tokenizer.from_file(_own_tokenizer(options))
+        self.peers = Peers()
+        if self.peers.leads:
+            options.out.mkdir(parents=True, exist_ok=True)
+            _copy_tokenizer(options)
+        self.peers.wait()
+        self.tokenizer = Tokenizer.from_file(options.out / "tokenizer.json")
         self.config = model_config(self.preset, self.tokenizer.vocab_size)
         self.model = Mini(self.config)
         self.head = DenseHead(self.config.vision.hidden_size, len(CLASSES))
@@ -105,19 +110,26 @@ class Trainer:
         if options.compile:
             for layer in [*self.computing.vpm.encoder["layers"], *self.computing.language.layers]:
                 layer.compile(dynamic=True)
+        self.before = self.state.minutes  # of earlier runs
+        self.preparation = 0.0  # minutes until the first step was done
+        self.started = time.perf_counter()
+        self.now = 0.0  # minutes of this run that all its processes agree on, when a step begins
+        self.stopped = False
+        on_cpu = self.device.type == "cpu"
+        if on_cpu and options.frozen_layers and self.peers.leads and not (options.out / MODEL).exists():
+            self.save()  # what frozen layers are read from
+        self.peers.wait()
         self.plan = Plan(
             self.config,
             options.sources,
             options.out / "tokenizer.json",
             options.batch or self.preset.batch_cost,
-            # Another one each run, so that no run sees the samples of the one before.
-            seed=options.seed + 7919 * self.state.steps,
-            few_shapes=self.device.type == "cpu",
+            # Another one each run and process, so that none sees the samples of another one.
+            seed=options.seed + 7919 * self.state.steps + 1_000_003 * self.peers.rank,
+            frozen=options.frozen_layers if on_cpu else 0,
+            checkpoint=options.out / MODEL,
+            few_shapes=on_cpu,
         )
-        self.before = self.state.minutes  # of earlier runs
-        self.preparation = 0.0  # minutes until the first step was done
-        self.started = time.perf_counter()
-        self.stopped = False
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
@@ -131,9 +143,9 @@ class Trainer:
         """How much of the plan is done: of all runs together, or of this one where it keeps to one stage.
 
         The time until the first step is over, in which much is compiled, is no part of it."""
-        done, whole = self.before + self.elapsed, self.options.plan_minutes
+        done, whole = self.before + self.now, self.options.plan_minutes
         if self.options.stage:
-            done, whole = self.elapsed, self.options.minutes
+            done, whole = self.now, self.options.minutes
         return max(done - self.preparation, 0.0) / max(whole - self.preparation, 1e-9)
 
     @property
@@ -155,7 +167,10 @@ class Trainer:
         with self._autocast():
             patch_mask = batch.get("patch_mask")
             with torch.set_grad_enabled("vpm" in stage.trains):
-                features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
+                if "hidden" in batch:
+                    features = model.features_after(self.options.frozen_layers, batch["hidden"], patch_mask)
+                else:
+                    features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
             total, parts = features.new_zeros(()), {}
             if stage.dense and len(batch["cells"]):
                 logits = self.computing_head(features, batch["cells"]).float()
@@ -208,6 +223,7 @@ class Trainer:
         loss.backward()
         if self.twins:
             self.twins.hand_over_gradients()
+        self.peers.average(self.learned)
         parts["gradient"] = self.optimiser.step(self.rate(stage, number), CLIP)
         if self.twins:
             self.twins.take_weights()
@@ -221,10 +237,15 @@ class Trainer:
             signal.signal(name, self._stop)
         feed = Feed(self.plan, options.workers, options.repeats, pin=self.device.type == "cuda")
         steps = 0
-        window = Window(options.out / "metrics.jsonl", self.device)
+        window = Window(options.out / "metrics.jsonl", self.device, self.peers.count)
         saved = checked = self.elapsed
         try:
-            while not self.stopped and self.elapsed < options.minutes and steps != options.steps:
+            while True:
+                self.now, stopped = self.peers.highest([self.elapsed, self.stopped], self.device)
+                if steps == 1:
+                    self.preparation = self.now
+                if stopped or self.now >= options.minutes or steps == options.steps:
+                    break
                 stage = self.stage
                 self._freeze(stage)
                 tasks, batch = feed.next(stage)
@@ -233,12 +254,12 @@ class Trainer:
                 if whole:
                     del batch["patch_mask"]
                 parts = self.step(batch, stage, steps)
-                if not steps:
-                    self.preparation = self.elapsed
                 steps += 1
                 self.state.steps += 1
-                self.state.samples += len(tasks)
+                self.state.samples += len(tasks) * self.peers.count
                 self.state.minutes = self.before + self.elapsed
+                if not self.peers.leads:
+                    continue
                 window.add(tasks, batch, parts)
                 if window.seconds > options.log_seconds:
                     window.close(self.state, stage, self.rate(stage, steps), feed)
@@ -248,13 +269,25 @@ class Trainer:
                 if self.elapsed - saved > options.save_minutes:
                     self.save()
                     saved = self.elapsed
-            window.close(self.state, stage, self.rate(stage, steps), feed)
-            if stage.answers and not self.stopped:
-                self.check(stage, window)
+            if self.peers.leads:
+                window.close(self.state, self.stage, self.rate(self.stage, steps), feed)
+                if self.stage.answers and not self.stopped:
+                    self.check(self.stage, window)
         finally:
             feed.close()
-            self.save()
-            draw_curves(options.out)
+            if self.peers.leads:
+                self.save()
+                draw_curves(options.out)
+            self.peers.close()
+
+    @property
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters that are not frozen."""
+        originals, computing = (
+            [*a.parameters(), *b.parameters()]
+            for a, b in ((self.model, self.head), (self.computing, self.computing_head))
+        )
+        return [original for original, twin in zip(originals, computing, strict=True) if twin.requires_grad]
 
     def _freeze(self, stage: Stage) -> None:
         for name in ("vpm", "resampler", "llm"):
@@ -299,10 +332,11 @@ class TrainingError(HandlensError):
 
 
 class Window:
-    """Means over the steps since the last line of the log."""
+    """Means over the steps since the last line of the log, of this process; what was done in a second, by all."""
 
-    def __init__(self, path: Path, device: torch.device):
+    def __init__(self, path: Path, device: torch.device, processes: int):
         self.path = path
+        self.processes = processes
         self.by_task = torch.zeros(2, len(TASKS), device=device)  # the losses of labels and their number
         self._begin(0.0)
 
@@ -310,6 +344,7 @@ class Window:
         self.start, self.waited_before = time.perf_counter(), waited
         self.parts: dict[str, list[Tensor]] = defaultdict(list)
         self.counts: dict[str, int] = defaultdict(int)
+        self.steps = 0
         self.by_task.zero_()
 
     @property
@@ -325,22 +360,27 @@ class Window:
             self.by_task[1].index_add_(0, tasks_of_labels, known)
         for name, value in parts.items():
             self.parts[name].append(value)
-        self.counts["steps"] += 1
         self.counts["samples"] += len(tasks)
-        self.counts["slices"] += len(batch["pixels"])
+        self.counts["slices"] += len(batch["position_ids"])
         self.counts["patches"] += batch["position_ids"].numel()
         self.counts["tokens"] += batch["input_ids"].numel()
+        self.steps += 1
 
     def close(self, state: State, stage: Stage, rate: float, feed: Feed) -> None:
         """Writes a line and begins the next window."""
-        if self.counts["steps"]:
+        if self.steps:
             seconds = self.seconds
             values = {name: round(float(torch.stack(list(found)).mean()), 4) for name, found in self.parts.items()}
             losses, counts = self.by_task.tolist()
             of_tasks = zip(TASKS, losses, counts, strict=True)
             values |= {f"answers.{name}": round(loss / count, 4) for name, loss, count in of_tasks if count}
-            values |= {f"{name}/s": round(count / seconds, 2) for name, count in self.counts.items()}
-            values |= {"rate": round(rate, 7), "waited": round((feed.waited - self.waited_before) / seconds, 3)}
+            together = seconds / self.processes
+            values |= {f"{name}/s": round(count / together, 2) for name, count in self.counts.items()}
+            values |= {
+                "steps/s": round(self.steps / seconds, 2),
+                "rate": round(rate, 7),
+                "waited": round((feed.waited - self.waited_before) / seconds, 3),
+            }
             if feed.repeated:
                 values["repeated"] = feed.repeated
             self.write(state, stage, values)
@@ -355,12 +395,10 @@ class Window:
         print("  ".join(f"{name} {value}" for name, value in line.items()), flush=True)
 
 
-def _own_tokenizer(options: Options) -> Path:
-    """The tokenizer of the run: a copy of that beside the sources, made when the run begins."""
-    own = options.out / "tokenizer.json"
-    if not own.exists():
-        shutil.copy(options.sources / "tokenizer.json", own)
-    return own
+def _copy_tokenizer(options: Options) -> None:
+    """A run keeps the tokenizer that lay beside the sources when it began."""
+    if not (options.out / "tokenizer.json").exists():
+        shutil.copy(options.sources / "tokenizer.json", options.out)
 
 
 def parse(arguments: list[str] | None = None) -> Options:

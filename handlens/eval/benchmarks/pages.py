@@ -98,6 +98,7 @@ SUITE = Suite(
     measures={"CER": "less"},
     bars=(Bar("CER", "", 0.06), Bar("CER", "Latin", 0.06)),
     max_new_tokens=1024,
+    transcribes=True,
     peers="text",
     build=build,
 )

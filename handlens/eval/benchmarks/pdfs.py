@@ -160,6 +160,7 @@ SUITE = Suite(
     measures={"CER": "less"},
     bars=(Bar("CER", "", 0.10, 0.25),),
     max_new_tokens=512,
+    transcribes=True,
     peers="text",
     build=build,
 )

@@ -98,6 +98,7 @@ SUITE = Suite(
     measures={"cell F1": "more", "shape right": "more"},
     bars=(Bar("cell F1", "", 0.75, 0.3),),
     max_new_tokens=768,
+    transcribes=True,
     peers="table",
     build=build,
 )

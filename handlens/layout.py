@@ -1,0 +1,532 @@
+"""What stands where in an image of printed text: lines by paragraphs, tables by cells, in reading order.
+
+The recursive XY cut (Nagy and Seth 1984) on the pixels that differ from the paper around them: an image is cut along
+its empty columns and rows. A model that reads lines better than pages is shown one line at a time (reading.py).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image
+
+#: The side of the tiles whose median is the colour of the paper there.
+TILE = 32
+#: How much darker or lighter than the paper ink is: a share of the strongest ink, and at least so many of 255 levels.
+INK_SHARE, LEAST_INK = 0.35, 24
+#: The window whose most common colour is that of a low ground, how far windows stand apart, and which share of one has
+#: to be within so many levels of its median: no line of text has so much ink.
+BAR, BAR_STEP, BAR_SHARE, BAR_LEVELS = (7, 61), (2, 12), 0.6, 24
+#: Angles that a page may be turned by, in degrees, and the least one that is worth turning it back.
+ANGLES, LEAST_ANGLE = np.arange(-5, 5.01, 0.5), 0.5
+#: The longest side of the picture that angles are tried on.
+TURNED_SIDE = 512
+#: Rules are runs of at least so many pixels, across and down, that may be this faint and at most so thick. Dots that
+#: are so near to each other are a rule as well, if it is longer.
+RULE_ACROSS, RULE_DOWN, LEAST_RULE, THICKEST, DOT_GAP, DOTTED = 40, 30, 8, 6, 4, 100
+#: Columns of text stand at least this many heights of a line apart, are so wide, and their lines fill this share of it.
+COLUMN_GAP, COLUMN_WIDTH, COLUMN_FILL = 1.3, 14.0, 0.75
+#: Columns of a table stand at least this many heights of a line apart. One row in so many may lie across a gap.
+CELL_GAP, ROWS_A_SPAN = 0.6, 5
+#: A gap of this many heights of a line parts what stands beside each other, not two words.
+WIDE_GAP = 1.6
+#: ... and more than so many gaps between letters.
+WORD_GAP = 3.0
+#: The width of the strips that the height of lines is told from.
+STRIP = 48
+#: The marks of a list are narrower than this many heights of a line.
+MARK = 1.5
+#: Parts of a line (dots, accents) are lower than this share of a line; two lines that touch are higher than that one.
+FRAGMENT, TWO_LINES = 0.45, 1.65
+#: The least height of a line in pixels: what is lower can't be read.
+LEAST_HEIGHT = 5
+#: A new paragraph begins where lines stand this much further apart than most, a row where bands of a table do.
+PARAGRAPH, ROW = 1.45, 1.7
+#: Around a line this share of its height is shown as well, and a picture is at least so many times as wide as high.
+MARGIN, SHORTEST = 0.35, 4.0
+#: Text covers less than this share of a picture.
+MOST_INK = 0.4
+
+
+#: Where runs of rows begin and end.
+Bands = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of pixels; right and bottom are the first ones outside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def width(self) -> int:
+        return self.right - self.left
+
+    @property
+    def height(self) -> int:
+        return self.bottom - self.top
+
+
+@dataclass(frozen=True)
+class Text:
+    """Lines by paragraphs."""
+
+    paragraphs: list[list[Box]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Lines by rows and columns; a cell without any is empty, or covered by the one before it."""
+
+    rows: list[list[list[Box]]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What was found. The boxes are in `image`, which stands upright."""
+
+    image: Image.Image
+    blocks: list[Text | Table]
+
+    @property
+    def lines(self) -> list[Box]:
+        """All lines in reading order."""
+        return [line for block in self.blocks for line in lines_of(block)]
+
+    def pictures(self, line: Box, aspect: float) -> list[Image.Image]:
+        """A line with a margin around it, in parts where it is more than `aspect` times as wide as high."""
+        parts = _parts(ink_of(self.image.crop((line.left, line.top, line.right, line.bottom))), line, aspect)
+        return [self._picture(part) for part in parts]
+
+    def _picture(self, box: Box) -> Image.Image:
+        margin = max(round(MARGIN * box.height), 2)
+        left, top = max(box.left - margin, 0), max(box.top - margin, 0)
+        right, bottom = min(box.right + margin, self.image.width), min(box.bottom + margin, self.image.height)
+        cut = self.image.crop((left, top, right, bottom))
+        wanted = round(SHORTEST * cut.height)
+        if cut.width >= wanted:
+            return cut
+        # A letter or two would be shown as large as a whole line.
+        edge = np.concatenate([np.asarray(cut)[:, 0], np.asarray(cut)[:, -1]])
+        wide = Image.new("RGB", (wanted, cut.height), tuple(int(level) for level in np.median(edge, axis=0)))
+        wide.paste(cut, (margin, 0))
+        return wide
+
+
+def lines_of(block: Text | Table) -> list[Box]:
+    """The lines of a block in reading order."""
+    if isinstance(block, Text):
+        return [line for paragraph in block.paragraphs for line in paragraph]
+    return [line for row in block.rows for cell in row for line in cell]
+
+
+def find_layout(image: Image.Image) -> Layout:
+    """The lines and tables of an image; no blocks where there are none, or where what there is does not look like text
+    (`looks_like_text`)."""
+    image = image.convert("RGB")
+    ink = ink_of(image)
+    angle = tilt(ink)
+    if abs(angle) >= LEAST_ANGLE:
+        paper = tuple(int(level) for level in np.median(np.asarray(image).reshape(-1, 3), axis=0))
+        image = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=paper)
+        ink = ink_of(image)
+    page = _Page(image)
+    blocks = [found for box in page.blocks(Box(0, 0, ink.shape[1], ink.shape[0])) for found in page.content(box)]
+    lines = [line for block in blocks for line in lines_of(block)]
+    return Layout(image, blocks if looks_like_text(ink, lines) else [])
+
+
+def ink_of(image: Image.Image) -> np.ndarray:
+    """Where there is ink in an image: bool [H, W]."""
+    differs = contrast(image)
+    return differs > max(INK_SHARE * float(np.percentile(differs, 99.5)), LEAST_INK)
+
+
+def contrast(image: Image.Image) -> np.ndarray:
+    """By how many of 255 levels of grey each pixel differs from the ground that it is on, float32 [H, W]."""
+    grey = np.asarray(image.convert("L"), np.float32)
+    high, wide = grey.shape
+    rows, columns = -(-high // TILE), -(-wide // TILE)
+    padded = np.pad(grey, ((0, rows * TILE - high), (0, columns * TILE - wide)), mode="edge")
+    tiles = np.median(padded.reshape(rows, TILE, columns, TILE), axis=(1, 3))
+    ground = Image.fromarray(tiles.astype(np.float32)).resize((columns * TILE, rows * TILE), Image.Resampling.BILINEAR)
+    ground = np.asarray(ground)[:high, :wide]
+    bar, is_bar = _bars(grey)
+    return np.abs(grey - np.where(is_bar, bar, ground))
+
+
+def _bars(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colour of low and wide grounds, such as a table's rows, that tiles don't see; and where there are any."""
+    (high, wide), (down, across) = BAR, BAR_STEP
+    padded = np.pad(grey, ((high // 2, high // 2), (wide // 2, wide // 2)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, BAR)[::down, ::across, ::2, ::2]
+    windows = windows.reshape(*windows.shape[:2], -1)
+    middle = np.median(windows, axis=2)
+    alike = (np.abs(windows - middle[..., None]) < BAR_LEVELS).mean(axis=2) > BAR_SHARE
+    rows, columns = np.arange(grey.shape[0]) // down, np.arange(grey.shape[1]) // across
+    return middle[rows][:, columns], alike[rows][:, columns]
+
+
+def tilt(ink: np.ndarray) -> float:
+    """By how many degrees lines rise to the left: the angle at which rows differ most in how much ink they have."""
+    small = Image.fromarray(ink.astype(np.uint8) * 255)
+    small.thumbnail((TURNED_SIDE, TURNED_SIDE), Image.Resampling.BOX)
+
+    def sharpness(angle: float) -> float:
+        turned = np.asarray(small.rotate(-angle, Image.Resampling.BILINEAR), np.float32)
+        return float(np.square(np.diff(turned.sum(axis=1))).sum())
+
+    return float(max(sorted(ANGLES, key=abs), key=lambda angle: sharpness(angle)))
+
+
+def looks_like_text(ink: np.ndarray, lines: Sequence[Box]) -> bool:
+    """Whether what was found are lines of text: much of the picture is paper, and most lines are alike and wide."""
+    if not lines or ink.mean() > MOST_INK:
+        return False
+    heights = np.array([line.height for line in lines])
+    alike = np.abs(heights - np.median(heights)) < 0.6 * np.median(heights)
+    wide = np.mean([line.width > 1.2 * line.height for line in lines])
+    return bool(alike.mean() > 0.5 and wide > 0.5)
+
+
+class _Page:
+    """The ink of a page without its rules, and where those lie that go across and down."""
+
+    def __init__(self, image: Image.Image):
+        ink, faint = ink_of(image), contrast(image) > LEAST_RULE
+        across = _rules(ink, RULE_ACROSS) | _rules(_closed(ink), DOTTED)
+        self.ink = ink
+        # Letters have strokes that are as long as they are high.
+        least = max(RULE_DOWN, 2 * self.line_height(Box(0, 0, ink.shape[1], ink.shape[0])))
+        down = _rules(ink.T, least).T
+        # Their edges are softer than they are.
+        self.ink = ink & ~_beside(across) & ~_beside(down.T).T
+        # Rules that are too faint to be ink part rows and columns as well.
+        self.across = across | _rules(faint, RULE_ACROSS) | _rules(_closed(faint), DOTTED)
+        self.down = down | _rules(faint.T, least).T
+
+    def line_height(self, box: Box) -> float:
+        """The usual height of a line in a box; 0 if all are too low to be read. Told from narrow strips of it, for
+        lines of neighbouring columns need not stand side by side."""
+        heights = [
+            last - first
+            for left in range(box.left, box.right, STRIP)
+            for first, last in self.rows(Box(left, box.top, min(left + STRIP, box.right), box.bottom))
+            if last - first >= LEAST_HEIGHT
+        ]
+        return float(np.median(heights)) if heights else 0.0
+
+    def rows(self, box: Box) -> list[tuple[int, int]]:
+        """The rows of a box that hold ink, as runs."""
+        part = self.ink[box.top : box.bottom, box.left : box.right]
+        return [(box.top + first, box.top + last) for first, last in _runs(part.any(axis=1))]
+
+    def trimmed(self, box: Box) -> Box | None:
+        """The box without its empty margins; None if all of it is empty."""
+        part = self.ink[box.top : box.bottom, box.left : box.right]
+        rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+        if not len(rows):
+            return None
+        left, top = box.left + int(columns[0]), box.top + int(rows[0])
+        return Box(left, top, box.left + int(columns[-1]) + 1, box.top + int(rows[-1]) + 1)
+
+    def blocks(self, box: Box) -> list[Box]:
+        """The blocks of a box in reading order: columns of text from left to right, what spans them in its place."""
+        trimmed = self.trimmed(box)
+        if trimmed is None:
+            return []
+        columns = self.columns(trimmed)
+        if columns:
+            return [block for column in columns for block in self.blocks(column)]
+        for (_, end), (begin, _) in pairwise(self.rows(trimmed)):
+            middle = (end + begin) // 2
+            above = Box(trimmed.left, trimmed.top, trimmed.right, middle)
+            below = Box(trimmed.left, middle, trimmed.right, trimmed.bottom)
+            if any((part := self.trimmed(half)) and self.columns(part) for half in (below, above)):
+                return self.blocks(above) + self.blocks(below)
+        return [trimmed]
+
+    def columns(self, box: Box) -> list[Box]:
+        """The columns of running text of a box; [] where there is one."""
+        rows, height = self.rows(box), self.line_height(box)
+        if len(rows) < 3 or not height or self.ruled(box) > 2:
+            return []
+        filled = self.ink[box.top : box.bottom, box.left : box.right].any(axis=0)
+        found = _joined(_runs(filled), COLUMN_GAP * height)
+        columns = [Box(box.left + first, box.top, box.left + last, box.bottom) for first, last in found]
+        if len(columns) < 2 or min(column.width for column in columns) < COLUMN_WIDTH * height:
+            return []
+        return columns if all(self._is_running(column) for column in columns) else []
+
+    def ruled(self, box: Box) -> int:
+        """How many rules lie across most of a box."""
+        return len(self._rules_across(box))
+
+    def _rules_across(self, box: Box) -> list[tuple[int, int]]:
+        """The rows of the rules that lie across most of a box."""
+        found = _runs(self.across[box.top : box.bottom, box.left : box.right].mean(axis=1) > 0.5)
+        return [(box.top + first, box.top + last) for first, last in found]
+
+    def _is_running(self, column: Box) -> bool:
+        lines = self.lines(column)
+        return len(lines) > 3 and float(np.median([line.width for line in lines])) > COLUMN_FILL * column.width
+
+    def content(self, box: Box) -> list[Text | Table]:
+        """What stands in a block, from top to bottom: lines and tables."""
+        rows, height = self.rows(box), self.line_height(box)
+        if not height:
+            return []
+        bands = _whole(rows, height)
+        for first, last in [(0, len(bands)), *self._in_pieces(box, bands, height)]:
+            found, top, bottom = self.table(box, bands[first:last], height)
+            if found is not None:
+                above = Box(box.left, box.top, box.right, bands[first + top][0])
+                below = Box(box.left, bands[first + bottom - 1][1], box.right, box.bottom)
+                around = [self.content(part) if part.height > 0 else [] for part in (above, below)]
+                return [*around[0], found, *around[1]]
+        lines = self.lines(box)
+        return [Text(_paragraphs(lines))] if lines else []
+
+    def _in_pieces(self, box: Box, bands: Bands, height: float) -> list[tuple[int, int]]:
+        """Which neighbouring bands of a block are all cut into pieces by wide gaps."""
+        cut = [
+            len(_joined(_runs(self.ink[top:bottom, box.left : box.right].any(axis=0)), WIDE_GAP * height)) > 1
+            for top, bottom in bands
+        ]
+        return [(first, last) for first, last in _runs(np.array(cut)) if last - first > 1]
+
+    def lines(self, box: Box) -> list[Box]:
+        """The lines of a block from top to bottom, each without its margins."""
+        rows, height = self.rows(box), self.line_height(box)
+        if not height:
+            return []
+        lines = []
+        for first, last in _whole(rows, height):
+            for top, bottom in self._untouched(box, first, last, height):
+                line = self.trimmed(Box(box.left, top, box.right, bottom))
+                if line is not None and line.height >= LEAST_HEIGHT:
+                    lines.append(line)
+        return lines
+
+    def _untouched(self, box: Box, first: int, last: int, height: float) -> list[tuple[int, int]]:
+        """Rows of text cut where lines touch: at those with the least ink, about as far apart as lines are high."""
+        count = round((last - first) / height)
+        if (last - first) < TWO_LINES * height or count < 2:
+            return [(first, last)]
+        share = self.ink[first:last, box.left : box.right].mean(axis=1)
+        step, cuts = (last - first) / count, [0]
+        for number in range(1, count):
+            around = range(int((number - 0.3) * step), int((number + 0.3) * step) + 1)
+            cuts.append(min(around, key=lambda row: (share[row], abs(row - number * step))))
+        cuts.append(last - first)
+        return [(first + top, first + bottom) for top, bottom in pairwise(cuts)]
+
+    def table(self, box: Box, bands: Bands, height: float) -> tuple[Table | None, int, int]:
+        """The table in a block whose lines stand in these bands, and which of the bands are its: those that are cut
+        into most columns by the same gaps. A title or a note may stand over and under them."""
+        filled = np.array([self.ink[top:bottom, box.left : box.right].any(axis=0) for top, bottom in bands])
+        best: list[tuple[int, int]] = []
+        chosen = 0, len(bands)
+        for over, under in ((0, 0), (1, 0), (2, 0), (0, 1), (1, 1)):
+            first, last = over, len(bands) - under
+            if last - first > 1:
+                columns = self._table_columns(self._part(box, bands[first:last]), filled[first:last], height)
+                if len(columns) > len(best):
+                    best, chosen = columns, (first, last)
+        first, last = chosen
+        if not best:
+            return None, first, last
+        gap = self._cell_gap(filled, height)
+        while last - first > 2 and self._is_title(self._part(box, bands[first : first + 1]), filled[first], best, gap):
+            first += 1
+        while last - first > 2 and self._is_title(self._part(box, bands[last - 1 : last]), filled[last - 1], best, gap):
+            last -= 1
+        return (
+            self._cells(self._part(box, bands[first:last]), bands[first:last], filled[first:last], best, height),
+            first,
+            last,
+        )
+
+    @staticmethod
+    def _part(box: Box, bands: Bands) -> Box:
+        return Box(box.left, bands[0][0], box.right, bands[-1][1])
+
+    def _is_title(self, box: Box, band: np.ndarray, columns: Sequence[tuple[int, int]], gap: float) -> bool:
+        """Whether a band of ink is one piece that lies over a gap between columns, or beside the first one."""
+        pieces = self._cut(box, band, gap)
+        crosses = any(band[last:first].any() for (_, last), (first, _) in pairwise(columns))
+        return len(pieces) == 1 and (crosses or pieces[0][0] > columns[0][1])
+
+    def _table_columns(self, box: Box, filled: np.ndarray, height: float) -> list[tuple[int, int]]:
+        """The columns of a table, counted from the left of its box; fewer than two where it is none."""
+        gap = self._cell_gap(filled, height) * (1 if len(filled) > 2 else 2)
+        columns = self._cut(box, filled.sum(axis=0) > len(filled) // ROWS_A_SPAN, gap)
+        is_list = len(columns) == 2 and columns[0][1] - columns[0][0] < MARK * height
+        if len(columns) < 2 or (is_list and not self._separators(box).any()):
+            return []
+        return columns
+
+    def _cell_gap(self, filled: np.ndarray, height: float) -> float:
+        letters = [begin - end for band in filled for (_, end), (begin, _) in pairwise(_runs(band))]
+        return max(CELL_GAP * height, WORD_GAP * float(np.median(letters or [0])) + CELL_GAP * height / 2)
+
+    def _separators(self, box: Box) -> np.ndarray:
+        """In which columns of a box a rule goes down most of it."""
+        return self.down[box.top : box.bottom, box.left : box.right].mean(axis=0) > 0.5
+
+    def _cut(self, box: Box, filled: np.ndarray, gap: float) -> list[tuple[int, int]]:
+        """Runs of ink [width of the box], those as one that stand less than a gap apart with no rule between them."""
+        separators = self._separators(box)
+        joined: list[list[int]] = []
+        for first, last in _runs(filled):
+            if joined and first - joined[-1][1] < gap and not separators[joined[-1][1] : first].any():
+                joined[-1][1] = last
+            else:
+                joined.append([first, last])
+        return [(first, last) for first, last in joined]
+
+    def _cells(
+        self, box: Box, bands: Bands, filled: np.ndarray, columns: Sequence[tuple[int, int]], height: float
+    ) -> Table | None:
+        gap = self._cell_gap(filled, height)
+        inside = np.array([filled[:, first:last].any(axis=1) for first, last in columns]).T  # [bands, columns]
+        starts = [first for first, _ in columns]
+        found = []
+        for top, bottom in self._table_rows(box, bands, inside):
+            cells: list[list[Box]] = [[] for _ in columns]
+            row = self.ink[top:bottom, box.left : box.right].any(axis=0)
+            for first, last in self._cut(Box(box.left, top, box.right, bottom), row, gap):
+                column = sum(start <= first + height / 2 for start in starts) - 1
+                cells[max(column, 0)] += self.lines(Box(box.left + first, top, box.left + last, bottom))
+            if any(cells):
+                found.append(cells)
+        # What is left of a frame makes columns without anything in them.
+        kept = [number for number in range(len(columns)) if any(row[number] for row in found)]
+        return Table([[row[number] for number in kept] for row in found]) if len(found) > 1 < len(kept) else None
+
+    def _table_rows(self, box: Box, bands: Bands, inside: np.ndarray) -> list[tuple[int, int]]:
+        """Bands of ink joined to the rows of a table: what stands between two rules, or close together. `inside` says
+        in which columns a band has ink [bands, columns]: one that goes on with the row above has it in few of those."""
+        ruled = [
+            bool((self.across[end:begin, box.left : box.right].mean(axis=1) > 0.3).any())
+            for (_, end), (begin, _) in pairwise(bands)
+        ]
+        gaps = [begin - end for (_, end), (begin, _) in pairwise(bands)]
+        if sum(ruled) > 1 and sum(ruled) >= len(ruled) / 3:
+            apart = ruled
+        else:
+            goes_on = [not (below & ~above).any() and below.mean() <= 0.5 for above, below in pairwise(inside)]
+            apart = [
+                not further or gap * ROW > max(gaps) or gap > ROW * min(gaps)
+                for gap, further in zip(gaps, goes_on, strict=True)
+            ]
+        rows = [list(bands[0])]
+        for (top, bottom), is_new in zip(bands[1:], apart, strict=True):
+            if is_new:
+                rows.append([top, bottom])
+            else:
+                rows[-1][1] = bottom
+        return [(top, bottom) for top, bottom in rows]
+
+
+def _runs(filled: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of True begin and end in a row [n]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _joined(runs: Sequence[tuple[int, int]], gap: float) -> list[tuple[int, int]]:
+    """Runs, those that stand less than a gap apart as one."""
+    joined: list[list[int]] = []
+    for first, last in runs:
+        if joined and first - joined[-1][1] < gap:
+            joined[-1][1] = last
+        else:
+            joined.append([first, last])
+    return [(first, last) for first, last in joined]
+
+
+def _long_runs(ink: np.ndarray, least: float) -> np.ndarray:
+    """Where ink [H, W] lies in runs along a row that are at least so long."""
+    edges = np.diff(np.pad(ink, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (rows, first), (_, last) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    marks = np.zeros(edges.shape, np.int8)
+    chosen = last - first >= least
+    marks[rows[chosen], first[chosen]] = 1
+    marks[rows[chosen], last[chosen]] = -1
+    return marks.cumsum(axis=1)[:, :-1] > 0
+
+
+def _closed(ink: np.ndarray) -> np.ndarray:
+    """The ink [H, W] with the gaps along its rows that are at most DOT_GAP wide."""
+    return ink | (_long_runs(~ink, 1) & ~_long_runs(~ink, DOT_GAP + 1))
+
+
+def _beside(filled: np.ndarray) -> np.ndarray:
+    """What is True [H, W] and the pixels above and below it."""
+    grown = filled.copy()
+    grown[1:] |= filled[:-1]
+    grown[:-1] |= filled[1:]
+    return grown
+
+
+def _rules(ink: np.ndarray, least: float) -> np.ndarray:
+    """Where ink [H, W] lies in runs along a row that are so long, and at most THICKEST pixels high."""
+    thick = _long_runs(ink.T, THICKEST + 1).T
+    found = _long_runs(_long_runs(ink, least) & ~thick, least / 2)
+    return _closed(found) & ink  # with where others cross them
+
+
+def _whole(rows: Sequence[tuple[int, int]], height: float) -> list[tuple[int, int]]:
+    """Runs of rows with dots and accents joined to the line that they stand close to."""
+    whole: list[list[int]] = []
+    for first, last in rows:
+        near = whole and first - whole[-1][1] < FRAGMENT * height
+        if near and min(last - first, whole[-1][1] - whole[-1][0]) < FRAGMENT * height:
+            whole[-1][1] = last
+        else:
+            whole.append([first, last])
+    return [(first, last) for first, last in whole]
+
+
+def _paragraphs(lines: Sequence[Box]) -> list[list[Box]]:
+    """Lines by paragraphs: a new one begins after a wide gap, or where the height of letters changes."""
+    steps = [below.bottom - above.bottom for above, below in pairwise(lines)]
+    usual = float(np.percentile(steps, 25)) if steps else 0.0
+    found = [[lines[0]]]
+    for (above, below), step in zip(pairwise(lines), steps, strict=True):
+        if step > PARAGRAPH * usual or not 0.6 < below.height / above.height < 1.6:
+            found.append([below])
+        else:
+            found[-1].append(below)
+    return found
+
+
+def _parts(ink: np.ndarray, line: Box, aspect: float) -> list[Box]:
+    """A line, whose ink this is, in parts: what wide gaps part, each about `aspect` times as wide as high at most."""
+    runs = _runs(ink.any(axis=0))
+    return [
+        Box(line.left + first, line.top, line.left + last, line.bottom)
+        for begin, end in _joined(runs, WIDE_GAP * line.height)
+        for first, last in _shares([run for run in runs if begin <= run[0] < end], aspect * line.height)
+    ]
+
+
+def _shares(runs: Sequence[tuple[int, int]], longest: float) -> list[tuple[int, int]]:
+    """Runs of ink joined to shares that are about equally long, and about `longest` at most: cut at wide gaps."""
+    begin, end = runs[0][0], runs[-1][1]
+    count = -(-(end - begin) // max(int(longest), 1))
+    step = (end - begin) / count
+    shares, first = [], begin
+    gaps = [(last, following) for (_, last), (following, _) in pairwise(runs)]
+    for number in range(1, count):
+        near = [gap for gap in gaps if abs(sum(gap) / 2 - begin - number * step) < 0.35 * step and gap[0] > first]
+        if near:
+            last, following = max(near, key=lambda gap: gap[1] - gap[0])
+            shares.append((first, last))
+            first = following
+    return [*shares, (first, end)]
