@@ -45,6 +45,8 @@ LEAST_HEIGHT = 5
 PARAGRAPH, ROW = 1.45, 1.7
 #: Around a line this share of its height is shown as well, and a picture is at least so many times as wide as high.
 MARGIN, SHORTEST = 0.35, 4.0
+#: Strokes of letters are thinner than this share of the height of their line.
+THICKEST_STROKE = 0.4
 #: Text covers less than this share of a picture.
 MOST_INK = 0.4
 
@@ -155,8 +157,15 @@ def contrast(image: Image.Image) -> np.ndarray:
     tiles = np.median(padded.reshape(rows, TILE, columns, TILE), axis=(1, 3))
     ground = Image.fromarray(tiles.astype(np.float32)).resize((columns * TILE, rows * TILE), Image.Resampling.BILINEAR)
     ground = np.asarray(ground)[:high, :wide]
-    bar, is_bar = _bars(grey)
-    return np.abs(grey - np.where(is_bar, bar, ground))
+    bars, is_bar = _bars(grey)
+    differs = np.abs(grey - np.where(is_bar, bars, ground))
+    # A window at the end of a low ground sees what is beside it; there the ground has the colour of its middle.
+    reach = BAR[1] // 2 + BAR_STEP[1]
+    for step in (-reach, reach):
+        near, is_near = (np.roll(part, step, axis=1) for part in (bars, is_bar))
+        inside = _closed(is_near & (np.abs(grey - near) < BAR_LEVELS), BAR[1] // 4) & is_near & ~is_bar
+        differs[inside] = np.abs(grey - near)[inside]
+    return differs
 
 
 def _bars(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -184,13 +193,18 @@ def tilt(ink: np.ndarray) -> float:
 
 
 def looks_like_text(ink: np.ndarray, lines: Sequence[Box]) -> bool:
-    """Whether what was found are lines of text: much of the picture is paper, and most lines are alike and wide."""
+    """Whether what was found are lines of text: much of the picture is paper, most lines are alike and wider than high,
+    and what they are drawn with is thin."""
     if not lines or ink.mean() > MOST_INK:
         return False
     heights = np.array([line.height for line in lines])
     alike = np.abs(heights - np.median(heights)) < 0.6 * np.median(heights)
     wide = np.mean([line.width > 1.2 * line.height for line in lines])
-    return bool(alike.mean() > 0.5 and wide > 0.5)
+    rows = [ink[(line.top + line.bottom) // 2, line.left : line.right] for line in lines]
+    strokes = [
+        (last - first) / line.height for row, line in zip(rows, lines, strict=True) for first, last in _runs(row)
+    ]
+    return bool(alike.mean() > 0.5 and wide > 0.5 and np.median(strokes or [1.0]) < THICKEST_STROKE)
 
 
 class _Page:
@@ -281,15 +295,18 @@ class _Page:
         if not height:
             return []
         bands = _whole(rows, height)
+        tables = []
         for first, last in [(0, len(bands)), *self._in_pieces(box, bands, height)]:
-            found, top, bottom = self.table(box, bands[first:last], height)
-            if found is not None:
-                above = Box(box.left, box.top, box.right, bands[first + top][0])
-                below = Box(box.left, bands[first + bottom - 1][1], box.right, box.bottom)
-                around = [self.content(part) if part.height > 0 else [] for part in (above, below)]
-                return [*around[0], found, *around[1]]
-        lines = self.lines(box)
-        return [Text(_paragraphs(lines))] if lines else []
+            table, over, under = self.table(box, bands[first:last], height)
+            if table is not None:
+                tables.append((table, bands[first + over][0], bands[first + under - 1][1]))
+        if not tables:
+            lines = self.lines(box)
+            return [Text(_paragraphs(lines))] if lines else []
+        table, top, bottom = max(tables, key=lambda found: len(found[0].rows[0]))
+        above, below = Box(box.left, box.top, box.right, top), Box(box.left, bottom, box.right, box.bottom)
+        around = [self.content(part) if part.height > 0 else [] for part in (above, below)]
+        return [*around[0], table, *around[1]]
 
     def _in_pieces(self, box: Box, bands: Bands, height: float) -> list[tuple[int, int]]:
         """Which neighbouring bands of a block are all cut into pieces by wide gaps."""
@@ -461,9 +478,9 @@ def _long_runs(ink: np.ndarray, least: float) -> np.ndarray:
     return marks.cumsum(axis=1)[:, :-1] > 0
 
 
-def _closed(ink: np.ndarray) -> np.ndarray:
-    """The ink [H, W] with the gaps along its rows that are at most DOT_GAP wide."""
-    return ink | (_long_runs(~ink, 1) & ~_long_runs(~ink, DOT_GAP + 1))
+def _closed(ink: np.ndarray, gap: int = DOT_GAP) -> np.ndarray:
+    """The ink [H, W] with the gaps along its rows that are so wide at most."""
+    return ink | ~(ink | _long_runs(~ink, gap + 1))
 
 
 def _beside(filled: np.ndarray) -> np.ndarray:

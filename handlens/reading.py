@@ -1,54 +1,71 @@
 """An image -> its text as Markdown, line by line: for models that read lines better than pages."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 from PIL import Image
 
 from handlens.chat import Chat
-from handlens.data.questions import LANGUAGES, phrases
+from handlens.data.questions import LANGUAGES, phrases, templates
 from handlens.engine.sampling import SamplingParams
 from handlens.layout import Box, Layout, Table, find_layout
 
-#: The question about a line.
-QUESTION = "Read the text."
 #: Lines are shown in parts that are at most this many times as wide as high, as in training.
 ASPECT = 16.0
-#: The most tokens of a part.
-LONGEST = 128
+#: The most tokens of a part, and of the answer that says whether there is anything to read.
+LONGEST, GLANCE = 128, 24
 
 Progress = Callable[[int, int], None]  # lines read, lines in all
 
 
 def read_by_lines(
-    chat: Chat, image: Image.Image, longest: int = LONGEST, progress: Progress | None = None
+    chat: Chat, image: Image.Image, language: str = "en", longest: int = LONGEST, progress: Progress | None = None
 ) -> Iterator[str]:
     """The text of an image, piece by piece: paragraphs apart, tables in Markdown.
 
-    Each line is a request of its own, answered greedily with at most `longest` tokens. Nothing comes where no lines
-    were found, or where the model says of all that nothing can be read there; ask about the whole image then.
+    Each line is a request of its own in a language (`questions.LANGUAGES`), answered greedily with at most `longest`
+    tokens; a model may read better what it is asked about in the language of the text. Nothing comes where no lines
+    were found, or where the model says of the whole image that it can read nothing there: ask it about that then.
     """
     layout = find_layout(image)
     total, done = len(layout.lines), 0
+    question = templates("read", language)[0]
+
+    def reply(picture: Image.Image, longest: int) -> str:
+        msgs = [{"role": "user", "content": [picture, question]}]
+        return chat.reply(msgs, SamplingParams.greedy(max_new_tokens=longest)).strip()
+
+    # Leaves and tiles look like lines as well.
+    if not total or reply(image, GLANCE) in _refusals():
+        return
 
     def read(line: Box) -> str:
         nonlocal done
-        text = _read(chat, layout, line, longest)
+        answers = [reply(part, longest) for part in layout.pictures(line, ASPECT)]
         done += 1
         if progress:
             progress(done, total)
-        return text
+        # A speck, or a line of a drawing, is answered with a sentence that says so.
+        return _joined(" ", (answer for answer in answers if answer not in _refusals()))
 
-    between = ""
+    started, between = False, ""
+    for before, text in _pieces(layout, read):
+        between = max(between, before, key=len)  # what stands between two pieces also if one between them is empty
+        if text:
+            yield between + text if started else text
+            started, between = True, ""
+
+
+def _pieces(layout: Layout, read: Callable[[Box], str]) -> Iterator[tuple[str, str]]:
+    """What parts a piece from the one before, and the piece: a line, or a row of a table."""
     for block in layout.blocks:
         if isinstance(block, Table):
-            pieces = _table(block, read)
+            for number, row in enumerate(_table(block, read)):
+                yield "\n" if number else "\n\n", row
         else:
-            pieces = (_joined("\n", map(read, paragraph)) for paragraph in block.paragraphs)
-        for text in filter(None, pieces):
-            yield between + text
-            between = "\n" if isinstance(block, Table) else "\n\n"
-        between = "\n\n" if between else ""
+            for paragraph in block.paragraphs:
+                for number, line in enumerate(paragraph):
+                    yield "\n" if number else "\n\n", read(line)
 
 
 def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
@@ -59,17 +76,6 @@ def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
         yield from (head, "|" + " --- |" * len(table.rows[0]), *others)
 
 
-def _read(chat: Chat, layout: Layout, line: Box, longest: int) -> str:
-    params = SamplingParams.greedy(max_new_tokens=longest)
-    parts = layout.pictures(line, ASPECT)
-    return _joined(" ", (_said(chat.reply([{"role": "user", "content": [part, QUESTION]}], params)) for part in parts))
-
-
-def _said(answer: str) -> str:
-    """The answer, or nothing where it says that there is nothing to read: a speck, or a line of a drawing."""
-    return "" if answer.strip() in _refusals() else answer.strip()
-
-
 @cache
 def _refusals() -> frozenset[str]:
     spoken = map(phrases, LANGUAGES)
@@ -78,5 +84,5 @@ def _refusals() -> frozenset[str]:
     )
 
 
-def _joined(between: str, texts: Iterator[str]) -> str:
+def _joined(between: str, texts: Iterable[str]) -> str:
     return between.join(filter(None, texts))

@@ -62,7 +62,7 @@ def transcribe(
     chat = open_chat(model_options)
     if by_lines is None:
         by_lines = chat.model.config.family.reads_lines
-    if by_lines and _write(out, _by_lines(chat, pictures[0], max_new_tokens, shown=out is None)):
+    if by_lines and _write(out, _by_lines(chat, pictures[0], lang, max_new_tokens, shown=out is None)):
         return
     from handlens.engine.sampling import SamplingParams
 
@@ -75,12 +75,13 @@ def transcribe(
     tell_if_cut(chat, params, model_options)
 
 
-def _by_lines(chat: "Chat", image: "Image.Image", longest: int, shown: bool) -> Iterator[str]:
+def _by_lines(chat: "Chat", image: "Image.Image", lang: str, longest: int, shown: bool) -> Iterator[str]:
     """The pieces of the text; where they aren't shown as they come, a terminal shows how many lines were read."""
+    from handlens.data.questions import language_of
     from handlens.reading import LONGEST, read_by_lines
 
     with working("finding the lines", "lines") as progress:
-        pieces = read_by_lines(chat, image, min(longest, LONGEST), progress)
+        pieces = read_by_lines(chat, image, language_of(lang) or "en", min(longest, LONGEST), progress)
         if not shown:
             pieces = iter(list(pieces))
         first = next(pieces, None)

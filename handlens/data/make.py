@@ -23,13 +23,15 @@ from PIL import Image
 
 from handlens.atomic import appearing, replacing
 from handlens.data.degrade import degrade
-from handlens.data.questions import ask, checked
+from handlens.data.questions import LANGUAGES, ask, checked
 from handlens.data.sample import SPLITS, TRAIN, Sample
 from handlens.data.sources import INDEX, Sources
 from handlens.data.tasks import GROUPS, KEEP, TASKS
 from handlens.errors import HandlensError, InputError
 
 SET, ROWS = "set.json", "samples.jsonl"
+#: How often text is asked for in its own language.
+OWN_LANGUAGE = 0.5
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {"quality": 92}}
 Progress = Callable[[int, int], None]  # samples done, samples in all
 
@@ -85,7 +87,15 @@ def draw(
     if strength > 0:
         image, centres = degrade(sample.image, sample.centres, rng, strength, KEEP.get(task, ()))
         sample = replace(sample, image=image, centres=centres)
-    return sample if sample.question else replace(sample, question=ask(rng, "read", sample.language))
+    return sample if sample.question else replace(sample, question=ask(rng, "read", _asked_in(rng, sample.language)))
+
+
+def _asked_in(rng: np.random.Generator, language: str) -> str:
+    """The language that text in a language is asked for in: often its own, else English as often as any other. Who asks
+    need not know what he will see, and what is read is written as it stands there."""
+    if rng.random() < OWN_LANGUAGE:
+        return language
+    return "en" if rng.random() < 0.5 else LANGUAGES[rng.integers(len(LANGUAGES))]
 
 
 def resolved(names: Sequence[str]) -> tuple[str, ...]:

@@ -64,6 +64,15 @@ def phrases(language: str) -> Phrases:
     return Phrases(**row | lists | {"positions": tuple(row["positions"])})
 
 
+def language_of(name: str) -> str | None:
+    """The language that a name stands for: BCP-47, or what it is called in English or in itself; None for others."""
+    name = name.strip().casefold()
+    for code in LANGUAGES:
+        if name in (code, phrases("en").languages[code].casefold(), phrases(code).languages[code].casefold()):
+            return code
+    return None
+
+
 def checked(language: str) -> str:
     """The language itself; InputError with the languages there are if it is none of them."""
     if language not in LANGUAGES:

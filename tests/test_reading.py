@@ -1,0 +1,76 @@
+"""What the model that ships reads line by line: a page with a table, and nothing where there is no text."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from handlens.chat import load
+from handlens.cli.read import INSTRUCTION
+from handlens.engine.sampling import SamplingParams
+from handlens.eval.metrics import character_errors, table_of
+from handlens.eval.run import Model
+from handlens.eval.suite import Item, Suite
+from handlens.reading import read_by_lines
+
+TEXT = """Quarterly report
+
+The shop sold more bread than cake this spring.
+Rain kept many people at home in April, but
+the market was full again in May.
+
+| Item | Price | Count |
+| --- | --- | --- |
+| Bread | 2.40 | 120 |
+| Cake | 13.00 | 35 |
+
+Please send the rest of the order by Friday."""
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def page() -> Image.Image:
+    """The text as it is printed, the table without rules."""
+    image = Image.new("RGB", (640, 440), "white")
+    draw, font, y = ImageDraw.Draw(image), ImageFont.load_default(20), 20
+    for line in TEXT.splitlines():
+        if line.startswith("| ---"):
+            continue
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else [line]
+        for number, cell in enumerate(cells):
+            draw.text((30 + 170 * number, y), cell, "black", font)
+        y += 32
+    return image
+
+
+def test_a_page_is_read_by_its_lines_and_its_table_is_one(chat, page):
+    seen = []
+    pieces = list(read_by_lines(chat, page, progress=lambda done, total: seen.append((done, total))))
+    text = "".join(pieces)
+    assert len(pieces) > 5 and seen == [(n, 14) for n in range(1, 15)]
+    assert character_errors(TEXT, text).value < 0.05
+    assert text.splitlines()[0] == "Quarterly report" and text.splitlines()[1] == ""
+    assert [len(row) for row in table_of(text)] == [3, 3, 3]
+    whole = chat.reply([{"role": "user", "content": [page, INSTRUCTION]}], SamplingParams.greedy(max_new_tokens=200))
+    assert character_errors(TEXT, text).value < character_errors(TEXT, whole).value
+
+
+def test_nothing_is_read_where_the_model_sees_no_text(chat):
+    assert list(read_by_lines(chat, Image.new("RGB", (300, 200), "#ddd"))) == []
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    assert list(read_by_lines(chat, Image.fromarray(noise))) == []
+
+
+def test_suites_that_ask_for_all_text_are_read_as_handlens_read_does(chat, page, tmp_path):
+    page.save(tmp_path / "page.png")
+    item = Item("1", tmp_path / "page.png", "Read the text.", TEXT, "Latin")
+    plain = {"about": "", "score": lambda item, answer: {}, "measures": {}, "max_new_tokens": 200}
+    suites = [Suite(name="a", transcribes=transcribes, **plain) for transcribes in (True, False)]
+    by_lines, whole = (Model(chat, "mini", by_lines=chosen) for chosen in (None, False))
+    said = "".join(read_by_lines(chat, page))
+    assert by_lines.answer(suites[0], item) == said and by_lines.how(suites[0]) == "by lines"
+    assert by_lines.answer(suites[1], item) == whole.answer(suites[0], item) != said
+    assert by_lines.how(suites[1]) == whole.how(suites[0]) == ""
