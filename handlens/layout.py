@@ -26,7 +26,7 @@ TURNED_SIDE = 512
 #: are so near to each other are a rule as well, if it is longer.
 RULE_ACROSS, RULE_DOWN, LEAST_RULE, THICKEST, DOT_GAP, DOTTED = 40, 30, 8, 6, 4, 100
 #: Columns of text stand at least this many heights of a line apart, are so wide, and their lines fill this share of it.
-COLUMN_GAP, COLUMN_WIDTH, COLUMN_FILL = 1.3, 14.0, 0.75
+COLUMN_GAP, COLUMN_WIDTH, COLUMN_FILL = 1.3, 14.0, 0.65
 #: Columns of a table stand at least this many heights of a line apart. One row in so many may lie across a gap.
 CELL_GAP, ROWS_A_SPAN = 0.6, 5
 #: A gap of this many heights of a line parts what stands beside each other, not two words.
@@ -39,6 +39,8 @@ STRIP = 48
 MARK = 1.5
 #: Parts of a line (dots, accents) are lower than this share of a line; two lines that touch are higher than that one.
 FRAGMENT, TWO_LINES = 0.45, 1.65
+#: Between two lines that touch there is less than this share of the ink that most rows of them have.
+BETWEEN_LINES = 0.5
 #: The least height of a line in pixels: what is lower can't be read.
 LEAST_HEIGHT = 5
 #: A new paragraph begins where lines stand this much further apart than most, a row where bands of a table do.
@@ -204,7 +206,7 @@ def looks_like_text(ink: np.ndarray, lines: Sequence[Box]) -> bool:
     strokes = [
         (last - first) / line.height for row, line in zip(rows, lines, strict=True) for first, last in _runs(row)
     ]
-    return bool(alike.mean() > 0.5 and wide > 0.5 and np.median(strokes or [1.0]) < THICKEST_STROKE)
+    return bool(alike.mean() > 0.6 and wide > 0.5 and np.median(strokes or [1.0]) < THICKEST_STROKE)
 
 
 class _Page:
@@ -303,18 +305,19 @@ class _Page:
         if not tables:
             lines = self.lines(box)
             return [Text(_paragraphs(lines))] if lines else []
-        table, top, bottom = max(tables, key=lambda found: len(found[0].rows[0]))
+        table, top, bottom = max(tables, key=lambda found: _regularity(found[0]))
         above, below = Box(box.left, box.top, box.right, top), Box(box.left, bottom, box.right, box.bottom)
         around = [self.content(part) if part.height > 0 else [] for part in (above, below)]
         return [*around[0], table, *around[1]]
 
     def _in_pieces(self, box: Box, bands: Bands, height: float) -> list[tuple[int, int]]:
-        """Which neighbouring bands of a block are all cut into pieces by wide gaps."""
+        """Which neighbouring bands of a block are all cut into pieces by wide gaps: three or more, for words of two
+        lines that fill their column stand below each other by chance."""
         cut = [
             len(_joined(_runs(self.ink[top:bottom, box.left : box.right].any(axis=0)), WIDE_GAP * height)) > 1
             for top, bottom in bands
         ]
-        return [(first, last) for first, last in _runs(np.array(cut)) if last - first > 1]
+        return [(first, last) for first, last in _runs(np.array(cut)) if last - first > 2]
 
     def lines(self, box: Box) -> list[Box]:
         """The lines of a block from top to bottom, each without its margins."""
@@ -338,7 +341,9 @@ class _Page:
         step, cuts = (last - first) / count, [0]
         for number in range(1, count):
             around = range(int((number - 0.3) * step), int((number + 0.3) * step) + 1)
-            cuts.append(min(around, key=lambda row: (share[row], abs(row - number * step))))
+            row = min(around, key=lambda row: (share[row], abs(row - number * step)))
+            if share[row] < BETWEEN_LINES * np.median(share):
+                cuts.append(row)
         cuts.append(last - first)
         return [(first + top, first + bottom) for top, bottom in pairwise(cuts)]
 
@@ -411,14 +416,14 @@ class _Page:
     ) -> Table | None:
         gap = self._cell_gap(filled, height)
         inside = np.array([filled[:, first:last].any(axis=1) for first, last in columns]).T  # [bands, columns]
-        starts = [first for first, _ in columns]
         found = []
         for top, bottom in self._table_rows(box, bands, inside):
             cells: list[list[Box]] = [[] for _ in columns]
             row = self.ink[top:bottom, box.left : box.right].any(axis=0)
             for first, last in self._cut(Box(box.left, top, box.right, bottom), row, gap):
-                column = sum(start <= first + height / 2 for start in starts) - 1
-                cells[max(column, 0)] += self.lines(Box(box.left + first, top, box.left + last, bottom))
+                cells[_column_of(first, last, columns)] += self.lines(
+                    Box(box.left + first, top, box.left + last, bottom)
+                )
             if any(cells):
                 found.append(cells)
         # What is left of a frame makes columns without anything in them.
@@ -448,6 +453,17 @@ class _Page:
             else:
                 rows[-1][1] = bottom
         return [(top, bottom) for top, bottom in rows]
+
+
+def _regularity(table: Table) -> float:
+    """How much of a table it is: the more cells the better, but few may be empty."""
+    cells = [bool(cell) for row in table.rows for cell in row]
+    return sum(cells) * (sum(cells) / len(cells)) ** 2
+
+
+def _column_of(first: int, last: int, columns: Sequence[tuple[int, int]]) -> int:
+    """The first column that a piece of a row lies in, or the nearest one."""
+    return min(range(len(columns)), key=lambda n: (max(columns[n][0] - last, first - columns[n][1], 0), n))
 
 
 def _runs(filled: np.ndarray) -> list[tuple[int, int]]:
