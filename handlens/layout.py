@@ -5,26 +5,18 @@ its empty columns and rows. A model that reads lines better than pages is shown 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 from PIL import Image
 
-#: The side of the tiles whose median is the colour of the paper there.
-TILE = 32
-#: How much darker or lighter than the paper ink is: a share of the strongest ink, and at least so many of 255 levels.
-INK_SHARE, LEAST_INK = 0.35, 24
-#: The window whose most common colour is that of a low ground, how far windows stand apart, and which share of one has
-#: to be within so many levels of its median: no line of text has so much ink.
-BAR, BAR_STEP, BAR_SHARE, BAR_LEVELS = (7, 61), (2, 12), 0.6, 24
+from handlens.ink import LEAST_RULE, RULE_ACROSS, RULE_DOWN, beside, contrast, ink_of, rules_in, runs
+
 #: Angles that a page may be turned by, in degrees, and the least one that is worth turning it back.
 ANGLES, LEAST_ANGLE = np.arange(-5, 5.01, 0.5), 0.5
 #: The longest side of the picture that angles are tried on.
 TURNED_SIDE = 512
-#: Rules are runs of at least so many pixels, across and down, that may be this faint and at most so thick. Dots that
-#: are so near to each other are a rule as well, if it is longer.
-RULE_ACROSS, RULE_DOWN, LEAST_RULE, THICKEST, DOT_GAP, DOTTED = 40, 30, 8, 6, 4, 100
 #: Columns of text stand at least this many heights of a line apart, are so wide, and their lines fill this share of it.
 COLUMN_GAP, COLUMN_WIDTH, COLUMN_FILL = 1.3, 14.0, 0.65
 #: Columns of a table stand at least this many heights of a line apart. One row in so many may lie across a gap.
@@ -94,6 +86,7 @@ class Layout:
     """What was found. The boxes are in `image`, which stands upright."""
 
     image: Image.Image
+    ink: np.ndarray = field(repr=False)  # bool [H, W]
     blocks: list[Text | Table]
 
     @property
@@ -103,8 +96,8 @@ class Layout:
 
     def pictures(self, line: Box, aspect: float) -> list[Image.Image]:
         """A line with a margin around it, in parts where it is more than `aspect` times as wide as high."""
-        parts = _parts(ink_of(self.image.crop((line.left, line.top, line.right, line.bottom))), line, aspect)
-        return [self._picture(part) for part in parts]
+        ink = self.ink[line.top : line.bottom, line.left : line.right]
+        return [self._picture(part) for part in _parts(ink, line, aspect)]
 
     def _picture(self, box: Box) -> Image.Image:
         margin = max(round(MARGIN * box.height), 2)
@@ -132,54 +125,16 @@ def find_layout(image: Image.Image) -> Layout:
     """The lines and tables of an image; no blocks where there are none, or where what there is does not look like text
     (`looks_like_text`)."""
     image = image.convert("RGB")
-    ink = ink_of(image)
-    angle = tilt(ink)
+    differs = contrast(image)
+    angle = tilt(ink_of(differs))
     if abs(angle) >= LEAST_ANGLE:
         paper = tuple(int(level) for level in np.median(np.asarray(image).reshape(-1, 3), axis=0))
         image = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=paper)
-        ink = ink_of(image)
-    page = _Page(image)
-    blocks = [found for box in page.blocks(Box(0, 0, ink.shape[1], ink.shape[0])) for found in page.content(box)]
+        differs = contrast(image)
+    page = _Page(differs)
+    blocks = [found for box in page.blocks(page.whole) for found in page.content(box)]
     lines = [line for block in blocks for line in lines_of(block)]
-    return Layout(image, blocks if looks_like_text(ink, lines) else [])
-
-
-def ink_of(image: Image.Image) -> np.ndarray:
-    """Where there is ink in an image: bool [H, W]."""
-    differs = contrast(image)
-    return differs > max(INK_SHARE * float(np.percentile(differs, 99.5)), LEAST_INK)
-
-
-def contrast(image: Image.Image) -> np.ndarray:
-    """By how many of 255 levels of grey each pixel differs from the ground that it is on, float32 [H, W]."""
-    grey = np.asarray(image.convert("L"), np.float32)
-    high, wide = grey.shape
-    rows, columns = -(-high // TILE), -(-wide // TILE)
-    padded = np.pad(grey, ((0, rows * TILE - high), (0, columns * TILE - wide)), mode="edge")
-    tiles = np.median(padded.reshape(rows, TILE, columns, TILE), axis=(1, 3))
-    ground = Image.fromarray(tiles.astype(np.float32)).resize((columns * TILE, rows * TILE), Image.Resampling.BILINEAR)
-    ground = np.asarray(ground)[:high, :wide]
-    bars, is_bar = _bars(grey)
-    differs = np.abs(grey - np.where(is_bar, bars, ground))
-    # A window at the end of a low ground sees what is beside it; there the ground has the colour of its middle.
-    reach = BAR[1] // 2 + BAR_STEP[1]
-    for step in (-reach, reach):
-        near, is_near = (np.roll(part, step, axis=1) for part in (bars, is_bar))
-        inside = _closed(is_near & (np.abs(grey - near) < BAR_LEVELS), BAR[1] // 4) & is_near & ~is_bar
-        differs[inside] = np.abs(grey - near)[inside]
-    return differs
-
-
-def _bars(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The colour of low and wide grounds, such as a table's rows, that tiles don't see; and where there are any."""
-    (high, wide), (down, across) = BAR, BAR_STEP
-    padded = np.pad(grey, ((high // 2, high // 2), (wide // 2, wide // 2)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, BAR)[::down, ::across, ::2, ::2]
-    windows = windows.reshape(*windows.shape[:2], -1)
-    middle = np.median(windows, axis=2)
-    alike = (np.abs(windows - middle[..., None]) < BAR_LEVELS).mean(axis=2) > BAR_SHARE
-    rows, columns = np.arange(grey.shape[0]) // down, np.arange(grey.shape[1]) // across
-    return middle[rows][:, columns], alike[rows][:, columns]
+    return Layout(image, page.ink, blocks if looks_like_text(ink_of(differs), lines) else [])
 
 
 def tilt(ink: np.ndarray) -> float:
@@ -203,27 +158,24 @@ def looks_like_text(ink: np.ndarray, lines: Sequence[Box]) -> bool:
     alike = np.abs(heights - np.median(heights)) < 0.6 * np.median(heights)
     wide = np.mean([line.width > 1.2 * line.height for line in lines])
     rows = [ink[(line.top + line.bottom) // 2, line.left : line.right] for line in lines]
-    strokes = [
-        (last - first) / line.height for row, line in zip(rows, lines, strict=True) for first, last in _runs(row)
-    ]
+    strokes = [(last - first) / line.height for row, line in zip(rows, lines, strict=True) for first, last in runs(row)]
     return bool(alike.mean() > 0.6 and wide > 0.5 and np.median(strokes or [1.0]) < THICKEST_STROKE)
 
 
 class _Page:
     """The ink of a page without its rules, and where those lie that go across and down."""
 
-    def __init__(self, image: Image.Image):
-        ink, faint = ink_of(image), contrast(image) > LEAST_RULE
-        across = _rules(ink, RULE_ACROSS) | _rules(_closed(ink), DOTTED)
+    def __init__(self, differs: np.ndarray):
+        ink, faint = ink_of(differs), differs > LEAST_RULE
+        self.whole = Box(0, 0, ink.shape[1], ink.shape[0])
+        across, self.across = rules_in(ink, faint, RULE_ACROSS)
         self.ink = ink
         # Letters have strokes that are as long as they are high.
-        least = max(RULE_DOWN, 2 * self.line_height(Box(0, 0, ink.shape[1], ink.shape[0])))
-        down = _rules(ink.T, least).T
-        # Their edges are softer than they are.
-        self.ink = ink & ~_beside(across) & ~_beside(down.T).T
-        # Rules that are too faint to be ink part rows and columns as well.
-        self.across = across | _rules(faint, RULE_ACROSS) | _rules(_closed(faint), DOTTED)
-        self.down = down | _rules(faint.T, least).T
+        down, self.down = (
+            rules.T for rules in rules_in(ink.T, faint.T, max(RULE_DOWN, 2 * self.line_height(self.whole)))
+        )
+        # The edges of rules are softer than they are.
+        self.ink = ink & ~beside(across) & ~beside(down.T).T
 
     def line_height(self, box: Box) -> float:
         """The usual height of a line in a box; 0 if all are too low to be read. Told from narrow strips of it, for
@@ -239,7 +191,7 @@ class _Page:
     def rows(self, box: Box) -> list[tuple[int, int]]:
         """The rows of a box that hold ink, as runs."""
         part = self.ink[box.top : box.bottom, box.left : box.right]
-        return [(box.top + first, box.top + last) for first, last in _runs(part.any(axis=1))]
+        return [(box.top + first, box.top + last) for first, last in runs(part.any(axis=1))]
 
     def trimmed(self, box: Box) -> Box | None:
         """The box without its empty margins; None if all of it is empty."""
@@ -269,23 +221,15 @@ class _Page:
     def columns(self, box: Box) -> list[Box]:
         """The columns of running text of a box; [] where there is one."""
         rows, height = self.rows(box), self.line_height(box)
-        if len(rows) < 3 or not height or self.ruled(box) > 2:
+        across = self.across[box.top : box.bottom, box.left : box.right].mean(axis=1) > 0.5
+        if len(rows) < 3 or not height or len(runs(across)) > 2:  # rules are for tables
             return []
         filled = self.ink[box.top : box.bottom, box.left : box.right].any(axis=0)
-        found = _joined(_runs(filled), COLUMN_GAP * height)
+        found = _joined(runs(filled), COLUMN_GAP * height)
         columns = [Box(box.left + first, box.top, box.left + last, box.bottom) for first, last in found]
         if len(columns) < 2 or min(column.width for column in columns) < COLUMN_WIDTH * height:
             return []
         return columns if all(self._is_running(column) for column in columns) else []
-
-    def ruled(self, box: Box) -> int:
-        """How many rules lie across most of a box."""
-        return len(self._rules_across(box))
-
-    def _rules_across(self, box: Box) -> list[tuple[int, int]]:
-        """The rows of the rules that lie across most of a box."""
-        found = _runs(self.across[box.top : box.bottom, box.left : box.right].mean(axis=1) > 0.5)
-        return [(box.top + first, box.top + last) for first, last in found]
 
     def _is_running(self, column: Box) -> bool:
         lines = self.lines(column)
@@ -314,10 +258,10 @@ class _Page:
         """Which neighbouring bands of a block are all cut into pieces by wide gaps: three or more, for words of two
         lines that fill their column stand below each other by chance."""
         cut = [
-            len(_joined(_runs(self.ink[top:bottom, box.left : box.right].any(axis=0)), WIDE_GAP * height)) > 1
+            len(_joined(runs(self.ink[top:bottom, box.left : box.right].any(axis=0)), WIDE_GAP * height)) > 1
             for top, bottom in bands
         ]
-        return [(first, last) for first, last in _runs(np.array(cut)) if last - first > 2]
+        return [(first, last) for first, last in runs(np.array(cut)) if last - first > 2]
 
     def lines(self, box: Box) -> list[Box]:
         """The lines of a block from top to bottom, each without its margins."""
@@ -367,11 +311,8 @@ class _Page:
             first += 1
         while last - first > 2 and self._is_title(self._part(box, bands[last - 1 : last]), filled[last - 1], best, gap):
             last -= 1
-        return (
-            self._cells(self._part(box, bands[first:last]), bands[first:last], filled[first:last], best, height),
-            first,
-            last,
-        )
+        part = self._part(box, bands[first:last])
+        return self._cells(part, bands[first:last], filled[first:last], best, height), first, last
 
     @staticmethod
     def _part(box: Box, bands: Bands) -> Box:
@@ -393,7 +334,7 @@ class _Page:
         return columns
 
     def _cell_gap(self, filled: np.ndarray, height: float) -> float:
-        letters = [begin - end for band in filled for (_, end), (begin, _) in pairwise(_runs(band))]
+        letters = [begin - end for band in filled for (_, end), (begin, _) in pairwise(runs(band))]
         return max(CELL_GAP * height, WORD_GAP * float(np.median(letters or [0])) + CELL_GAP * height / 2)
 
     def _separators(self, box: Box) -> np.ndarray:
@@ -404,7 +345,7 @@ class _Page:
         """Runs of ink [width of the box], those as one that stand less than a gap apart with no rule between them."""
         separators = self._separators(box)
         joined: list[list[int]] = []
-        for first, last in _runs(filled):
+        for first, last in runs(filled):
             if joined and first - joined[-1][1] < gap and not separators[joined[-1][1] : first].any():
                 joined[-1][1] = last
             else:
@@ -466,12 +407,6 @@ def _column_of(first: int, last: int, columns: Sequence[tuple[int, int]]) -> int
     return min(range(len(columns)), key=lambda n: (max(columns[n][0] - last, first - columns[n][1], 0), n))
 
 
-def _runs(filled: np.ndarray) -> list[tuple[int, int]]:
-    """Where runs of True begin and end in a row [n]."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
 def _joined(runs: Sequence[tuple[int, int]], gap: float) -> list[tuple[int, int]]:
     """Runs, those that stand less than a gap apart as one."""
     joined: list[list[int]] = []
@@ -481,37 +416,6 @@ def _joined(runs: Sequence[tuple[int, int]], gap: float) -> list[tuple[int, int]
         else:
             joined.append([first, last])
     return [(first, last) for first, last in joined]
-
-
-def _long_runs(ink: np.ndarray, least: float) -> np.ndarray:
-    """Where ink [H, W] lies in runs along a row that are at least so long."""
-    edges = np.diff(np.pad(ink, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (rows, first), (_, last) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    marks = np.zeros(edges.shape, np.int8)
-    chosen = last - first >= least
-    marks[rows[chosen], first[chosen]] = 1
-    marks[rows[chosen], last[chosen]] = -1
-    return marks.cumsum(axis=1)[:, :-1] > 0
-
-
-def _closed(ink: np.ndarray, gap: int = DOT_GAP) -> np.ndarray:
-    """The ink [H, W] with the gaps along its rows that are so wide at most."""
-    return ink | ~(ink | _long_runs(~ink, gap + 1))
-
-
-def _beside(filled: np.ndarray) -> np.ndarray:
-    """What is True [H, W] and the pixels above and below it."""
-    grown = filled.copy()
-    grown[1:] |= filled[:-1]
-    grown[:-1] |= filled[1:]
-    return grown
-
-
-def _rules(ink: np.ndarray, least: float) -> np.ndarray:
-    """Where ink [H, W] lies in runs along a row that are so long, and at most THICKEST pixels high."""
-    thick = _long_runs(ink.T, THICKEST + 1).T
-    found = _long_runs(_long_runs(ink, least) & ~thick, least / 2)
-    return _closed(found) & ink  # with where others cross them
 
 
 def _whole(rows: Sequence[tuple[int, int]], height: float) -> list[tuple[int, int]]:
@@ -541,11 +445,11 @@ def _paragraphs(lines: Sequence[Box]) -> list[list[Box]]:
 
 def _parts(ink: np.ndarray, line: Box, aspect: float) -> list[Box]:
     """A line, whose ink this is, in parts: what wide gaps part, each about `aspect` times as wide as high at most."""
-    runs = _runs(ink.any(axis=0))
+    inked = runs(ink.any(axis=0))
     return [
         Box(line.left + first, line.top, line.left + last, line.bottom)
-        for begin, end in _joined(runs, WIDE_GAP * line.height)
-        for first, last in _shares([run for run in runs if begin <= run[0] < end], aspect * line.height)
+        for begin, end in _joined(inked, WIDE_GAP * line.height)
+        for first, last in _shares([run for run in inked if begin <= run[0] < end], aspect * line.height)
     ]
 
 

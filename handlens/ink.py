@@ -1,0 +1,99 @@
+"""Which pixels of an image of printed text are ink, and which of those are rules."""
+
+import numpy as np
+from PIL import Image
+
+#: The side of the tiles whose median is the colour of the paper there.
+TILE = 32
+#: How much darker or lighter than the paper ink is: a share of the strongest ink, and at least so many of 255 levels.
+INK_SHARE, LEAST_INK = 0.35, 24
+#: The window whose most common colour is that of a low ground, how far windows stand apart, and which share of one has
+#: to be within so many levels of its median: no line of text has so much ink.
+BAR, BAR_STEP, BAR_SHARE, BAR_LEVELS = (7, 61), (2, 12), 0.6, 24
+#: Rules are runs of at least so many pixels, across and down, that may be this faint and at most so thick. Dots that
+#: are so near to each other are a rule as well, if it is longer.
+RULE_ACROSS, RULE_DOWN, LEAST_RULE, THICKEST, DOT_GAP, DOTTED = 40, 30, 8, 6, 4, 100
+
+
+def ink_of(differs: np.ndarray) -> np.ndarray:
+    """Where there is ink: bool [H, W] from the contrast of an image."""
+    return differs > max(INK_SHARE * float(np.percentile(differs, 99.5)), LEAST_INK)
+
+
+def contrast(image: Image.Image) -> np.ndarray:
+    """By how many of 255 levels of grey each pixel differs from the ground that it is on, float32 [H, W]."""
+    grey = np.asarray(image.convert("L"), np.float32)
+    high, wide = grey.shape
+    rows, columns = -(-high // TILE), -(-wide // TILE)
+    padded = np.pad(grey, ((0, rows * TILE - high), (0, columns * TILE - wide)), mode="edge")
+    tiles = np.median(padded.reshape(rows, TILE, columns, TILE), axis=(1, 3))
+    ground = Image.fromarray(tiles.astype(np.float32)).resize((columns * TILE, rows * TILE), Image.Resampling.BILINEAR)
+    ground = np.asarray(ground)[:high, :wide]
+    bars, is_bar = _bars(grey)
+    differs = np.abs(grey - np.where(is_bar, bars, ground))
+    # A window at the end of a low ground sees what is beside it; there the ground has the colour of its middle.
+    reach = BAR[1] // 2 + BAR_STEP[1]
+    for step in (-reach, reach):
+        near, is_near = (np.roll(part, step, axis=1) for part in (bars, is_bar))
+        inside = closed(is_near & (np.abs(grey - near) < BAR_LEVELS), BAR[1] // 4) & is_near & ~is_bar
+        differs[inside] = np.abs(grey - near)[inside]
+    return differs
+
+
+def _bars(grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The colour of low and wide grounds, such as a table's rows, that tiles don't see; and where there are any."""
+    (high, wide), (down, across) = BAR, BAR_STEP
+    padded = np.pad(grey, ((high // 2, high // 2), (wide // 2, wide // 2)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, BAR)[::down, ::across, ::2, ::2]
+    middle = np.empty(windows.shape[:2], np.float32)
+    alike = np.empty(windows.shape[:2], bool)
+    for row, strip in enumerate(windows):  # one at a time: all together take a hundred times the memory of the image
+        values = strip.reshape(len(strip), -1)
+        middle[row] = np.median(values, axis=1)
+        alike[row] = (np.abs(values - middle[row, :, None]) < BAR_LEVELS).mean(axis=1) > BAR_SHARE
+    rows, columns = np.arange(grey.shape[0]) // down, np.arange(grey.shape[1]) // across
+    return middle[rows][:, columns], alike[rows][:, columns]
+
+
+def rules_in(ink: np.ndarray, faint: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Which ink is part of a rule that is at least so long, dotted or not; and the same with rules that are too faint
+    to be ink. All bool [H, W]; rules lie along rows."""
+    drawn = _rules(ink, least) | _rules(closed(ink), DOTTED)
+    return drawn, drawn | _rules(faint, least) | _rules(closed(faint), DOTTED)
+
+
+def runs(filled: np.ndarray) -> list[tuple[int, int]]:
+    """Where runs of True begin and end in a row [n]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], filled, [False]]).astype(np.int8)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _long_runs(ink: np.ndarray, least: float) -> np.ndarray:
+    """Where ink [H, W] lies in runs along a row that are at least so long."""
+    edges = np.diff(np.pad(ink, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    (rows, first), (_, last) = np.nonzero(edges == 1), np.nonzero(edges == -1)
+    marks = np.zeros(edges.shape, np.int8)
+    chosen = last - first >= least
+    marks[rows[chosen], first[chosen]] = 1
+    marks[rows[chosen], last[chosen]] = -1
+    return marks.cumsum(axis=1, dtype=np.int8)[:, :-1] > 0
+
+
+def closed(ink: np.ndarray, gap: int = DOT_GAP) -> np.ndarray:
+    """The ink [H, W] with the gaps along its rows that are so wide at most."""
+    return ink | ~(ink | _long_runs(~ink, gap + 1))
+
+
+def beside(filled: np.ndarray) -> np.ndarray:
+    """What is True [H, W] and the pixels above and below it."""
+    grown = filled.copy()
+    grown[1:] |= filled[:-1]
+    grown[:-1] |= filled[1:]
+    return grown
+
+
+def _rules(ink: np.ndarray, least: float) -> np.ndarray:
+    """Where ink [H, W] lies in runs along a row that are so long, and at most THICKEST pixels high."""
+    thick = _long_runs(ink.T, THICKEST + 1).T
+    found = _long_runs(_long_runs(ink, least) & ~thick, least / 2)
+    return closed(found) & ink  # with where others cross them
