@@ -6,6 +6,7 @@ from functools import cache
 from PIL import Image
 
 from handlens.chat import Chat
+from handlens.data.alphabets import language_like
 from handlens.data.questions import LANGUAGES, phrases, templates
 from handlens.engine.sampling import SamplingParams
 from handlens.layout import Box, Layout, Table, find_layout
@@ -14,34 +15,44 @@ from handlens.layout import Box, Layout, Table, find_layout
 ASPECT = 16.0
 #: The most tokens of a part, and of the answer that says whether there is anything to read.
 LONGEST, GLANCE = 128, 24
+#: So many of the longest lines are read to tell the language of all.
+TRIED = 3
 
 Progress = Callable[[int, int], None]  # lines read, lines in all
 
 
 def read_by_lines(
-    chat: Chat, image: Image.Image, language: str = "en", longest: int = LONGEST, progress: Progress | None = None
+    chat: Chat,
+    image: Image.Image,
+    language: str | None = None,
+    longest: int = LONGEST,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
     """The text of an image, piece by piece: paragraphs apart, tables in Markdown.
 
-    Each line is a request of its own in a language (`questions.LANGUAGES`), answered greedily with at most `longest`
-    tokens; a model may read better what it is asked about in the language of the text. Nothing comes where no lines
-    were found, or where the model says of the whole image that it can read nothing there: ask it about that then.
+    Each line is a request of its own, answered greedily with at most `longest` tokens, and asked in `language`
+    (`questions.LANGUAGES`), for a small model reads best what it is asked about in the language of the text; None is
+    the language that the longest lines look like. Nothing comes where no lines were found, or where the model says of
+    the whole image that it can read nothing there: ask it about that then.
     """
     layout = find_layout(image)
     total, done = len(layout.lines), 0
-    question = templates("read", language)[0]
 
-    def reply(picture: Image.Image, longest: int) -> str:
-        msgs = [{"role": "user", "content": [picture, question]}]
+    def reply(picture: Image.Image, longest: int, language: str) -> str:
+        msgs = [{"role": "user", "content": [picture, templates("read", language)[0]]}]
         return chat.reply(msgs, SamplingParams.greedy(max_new_tokens=longest)).strip()
 
     # Leaves and tiles look like lines as well.
-    if not total or reply(image, GLANCE) in _refusals():
+    if not total or reply(image, GLANCE, language or "en") in _refusals():
         return
+    if language is None:
+        longest_lines = sorted(layout.lines, key=lambda line: line.height - line.width)[:TRIED]
+        tried = [reply(part, longest, "en") for line in longest_lines for part in layout.pictures(line, ASPECT)[:1]]
+        language = language_like("".join(tried))
 
     def read(line: Box) -> str:
         nonlocal done
-        answers = [reply(part, longest) for part in layout.pictures(line, ASPECT)]
+        answers = [reply(part, longest, language) for part in layout.pictures(line, ASPECT)]
         done += 1
         if progress:
             progress(done, total)

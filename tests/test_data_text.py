@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from handlens.data import degrade as ways
 from handlens.data import empty, listings, pages, strings, text
+from handlens.data.alphabets import language_like
 from handlens.data.degrade import degrade, glyph_pitch
 from handlens.data.questions import phrases
 from handlens.data.raster import Canvas, covers, x_height
@@ -336,3 +337,22 @@ def test_strings_are_many_and_printable():
         made = [maker(rng) for _ in range(50)]
         assert len(set(made)) > 30
         assert all(one == one.strip() and one.isprintable() and one for one in made)
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The shop sold 12 loaves.", "en"),
+        ("Wir öffnen um 8 Uhr, außer montags.", "de"),
+        ("¿Qué tal, señor?", "es"),
+        ("Zażółć gęślą jaźń", "pl"),
+        ("Příliš žluťoučký kůň", "cs"),
+        ("Тысяча иголок", "ru"),
+        ("Їжак і м'яч", "uk"),
+        ("ένα αριστερό βέλος", "el"),
+        ("Tiếng Việt", "vi"),
+        ("", "en"),
+    ],
+)
+def test_a_text_looks_like_the_language_of_its_letters(text, language):
+    assert language_like(text) == language

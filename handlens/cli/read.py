@@ -81,7 +81,7 @@ def _by_lines(chat: "Chat", image: "Image.Image", lang: str, longest: int, shown
     from handlens.reading import LONGEST, read_by_lines
 
     with working("finding the lines", "lines") as progress:
-        pieces = read_by_lines(chat, image, language_of(lang) or "en", min(longest, LONGEST), progress)
+        pieces = read_by_lines(chat, image, language_of(lang), min(longest, LONGEST), progress)
         if not shown:
             pieces = iter(list(pieces))
         first = next(pieces, None)

@@ -46,6 +46,13 @@ def characters(language: str) -> frozenset[str]:
     return COMMON | letters(language)
 
 
+def language_like(text: str) -> str:
+    """The language whose own letters most of the text's are; "en" for a text that has only common ones."""
+    own = [character for character in text if character not in COMMON]
+    counts = {language: sum(character in letters(language) for character in own) for language in LANGUAGES}
+    return max(counts, key=lambda language: counts[language])  # the first of equals
+
+
 def every_character() -> frozenset[str]:
     """All that is kept of a font."""
     return COMMON.union(WELCOME, *map(letters, LANGUAGES))

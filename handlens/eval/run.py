@@ -59,7 +59,7 @@ class Model:
 
     def answer(self, suite: Suite, item: Item) -> str:
         image = open_image(item.image)
-        if self.how(suite) and (text := "".join(read_by_lines(self.chat, image, item.language))):
+        if self.how(suite) and (text := "".join(read_by_lines(self.chat, image))):
             return text
         msgs = [{"role": "user", "content": [image, item.question]}]
         try:
