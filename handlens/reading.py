@@ -15,8 +15,9 @@ from handlens.layout import Box, Layout, Table, find_layout
 ASPECT = 16.0
 #: The most tokens of a part, and of the answer that says whether there is anything to read.
 LONGEST, GLANCE = 128, 24
-#: So many of the longest lines are read to tell the language of all.
-TRIED = 3
+#: So many of the longest lines are read to tell the language of all, asked in a language of each script: a small model
+#: answers in letters of the language that it is asked in, and in the wrong ones that makes no words.
+TRIED, SCRIPTS = 3, ("en", "ru", "el")
 
 Progress = Callable[[int, int], None]  # lines read, lines in all
 
@@ -32,7 +33,7 @@ def read_by_lines(
 
     Each line is a request of its own, answered greedily with at most `longest` tokens, and asked in `language`
     (`questions.LANGUAGES`), for a small model reads best what it is asked about in the language of the text; None is
-    the language that the longest lines look like. Nothing comes where no lines were found, or where the model says of
+    the language that the longest lines look like (`SCRIPTS`). Nothing comes where no lines were found, or where the model says of
     the whole image that it can read nothing there: ask it about that then.
     """
     layout = find_layout(image)
@@ -46,9 +47,10 @@ def read_by_lines(
     if not total or reply(image, GLANCE, language or "en") in _refusals():
         return
     if language is None:
-        longest_lines = sorted(layout.lines, key=lambda line: line.height - line.width)[:TRIED]
-        tried = [reply(part, longest, "en") for line in longest_lines for part in layout.pictures(line, ASPECT)[:1]]
-        language = language_like("".join(tried))
+        wide = sorted(layout.lines, key=lambda line: line.height - line.width)[:TRIED]
+        parts = [part for line in wide for part in layout.pictures(line, ASPECT)[:1]]
+        texts = (" ".join(reply(part, longest, asked) for part in parts) for asked in SCRIPTS)
+        language = language_like(min(texts, key=lambda text: _pieces_a_character(chat, text)))
 
     def read(line: Box) -> str:
         nonlocal done
@@ -85,6 +87,11 @@ def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
     if any(cell for row in rows for cell in row):
         head, *others = (f"| {' | '.join(row)} |" for row in rows)
         yield from (head, "|" + " --- |" * len(table.rows[0]), *others)
+
+
+def _pieces_a_character(chat: Chat, text: str) -> float:
+    """How many tokens a text takes for its length: few for words that the tokenizer knows."""
+    return len(chat.model.tokenizer.encode(text)) / max(len(text), 1)
 
 
 @cache
