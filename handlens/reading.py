@@ -33,8 +33,8 @@ def read_by_lines(
 
     Each line is a request of its own, answered greedily with at most `longest` tokens, and asked in `language`
     (`questions.LANGUAGES`), for a small model reads best what it is asked about in the language of the text; None is
-    the language that the longest lines look like (`SCRIPTS`). Nothing comes where no lines were found, or where the model says of
-    the whole image that it can read nothing there: ask it about that then.
+    the language that the longest lines look like (`SCRIPTS`). Nothing comes where no lines were found, or where the
+    model says of the whole image that it can read nothing there: ask it about that then.
     """
     layout = find_layout(image)
     total, done = len(layout.lines), 0
