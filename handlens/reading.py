@@ -50,7 +50,7 @@ def read_by_lines(
         wide = sorted(layout.lines, key=lambda line: line.height - line.width)[:TRIED]
         parts = [part for line in wide for part in layout.pictures(line, ASPECT)[:1]]
         texts = (" ".join(reply(part, longest, asked) for part in parts) for asked in SCRIPTS)
-        language = language_like(min(texts, key=lambda text: _pieces_a_character(chat, text)))
+        language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
 
     def read(line: Box) -> str:
         nonlocal done
@@ -89,7 +89,7 @@ def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
         yield from (head, "|" + " --- |" * len(table.rows[0]), *others)
 
 
-def _pieces_a_character(chat: Chat, text: str) -> float:
+def pieces_a_character(chat: Chat, text: str) -> float:
     """How many tokens a text takes for its length: few for words that the tokenizer knows."""
     return len(chat.model.tokenizer.encode(text)) / max(len(text), 1)
 

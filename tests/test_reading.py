@@ -10,7 +10,7 @@ from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, table_of
 from handlens.eval.run import Model
 from handlens.eval.suite import Item, Suite
-from handlens.reading import read_by_lines
+from handlens.reading import pieces_a_character, read_by_lines
 
 TEXT = """Quarterly report
 
@@ -74,3 +74,15 @@ def test_suites_that_ask_for_all_text_are_read_as_handlens_read_does(chat, page,
     assert by_lines.answer(suites[0], item) == said and by_lines.how(suites[0]) == "by lines"
     assert by_lines.answer(suites[1], item) == whole.answer(suites[0], item) != said
     assert by_lines.how(suites[1]) == whole.how(suites[0]) == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "lookalikes"),
+    [
+        ("Выберите команду и перейдите на вкладку", "BbI6epnre KoMaHny n nepenınre Ha BKnaaky"),
+        ("Μπορείτε να δείτε όλες τις εικόνες", "Mpopeite va deite óxeç tiç eikóveç"),
+        ("The shop sold more bread than cake", "Τηε σηορ σολδ μορε βρεαδ τηαν χακε"),
+    ],
+)
+def test_words_take_fewer_tokens_than_what_looks_like_them_in_other_letters(chat, words, lookalikes):
+    assert pieces_a_character(chat, words) < pieces_a_character(chat, lookalikes)
