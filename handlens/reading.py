@@ -16,8 +16,9 @@ ASPECT = 16.0
 #: The most tokens of a part, and of the answer that says whether there is anything to read.
 LONGEST, GLANCE = 128, 24
 #: So many of the longest lines are read to tell the language of all, asked in a language of each script: a small model
-#: answers in letters of the language that it is asked in, and in the wrong ones that makes no words.
-TRIED, SCRIPTS = 3, ("en", "ru", "el")
+#: answers in letters of the language that it is asked in, and in the wrong ones that makes no words. Of the languages
+#: in Latin letters it is one with accents, for asked in English it leaves them out.
+TRIED, SCRIPTS = 3, ("pt", "ru", "el")
 
 Progress = Callable[[int, int], None]  # lines read, lines in all
 
