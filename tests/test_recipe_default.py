@@ -516,20 +516,20 @@ def test_frozen_layers_stay_as_they_are(prepared, tmp_path):
     assert changed and not any(name.startswith(("embeddings", "encoder.layers.0.")) for name in changed)
 
 
-def torchrun(*arguments: str) -> None:
-    """Runs a module or a script in two processes that train together."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+def torchrun(folder: Path, code: str, *arguments: str) -> None:
+    """Runs code in two processes that train together. It finds the recipes here, the package where it is installed."""
+    script = folder / "script.py"
+    script.write_text(f"import sys\nsys.path.append({str(ROOT)!r})\n{code}\n")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_processes_take_the_mean_of_their_gradients(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys, torch\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
+    torchrun(
+        tmp_path,
+        "import torch\n"
         "from recipes.default.peers import Peers\n"
         "peers = Peers()\n"
         "first, second = (torch.nn.Parameter(torch.zeros(*shape)) for shape in ((2, 3), (4,)))\n"
@@ -539,17 +539,18 @@ def test_processes_take_the_mean_of_their_gradients(tmp_path):
         "assert torch.equal(first.grad, torch.full((2, 3), 1.5)), first.grad\n"
         "assert torch.equal(second.grad, torch.arange(4) / 2), second.grad\n"
         "assert peers.highest([peers.rank, -peers.rank], torch.device('cpu')) == [1.0, 0.0]\n"
-        "peers.close()\n"
+        "peers.close()",
     )
-    torchrun(str(script))
 
 
 def test_two_processes_train_one_model(prepared, tmp_path):
-    command = ["--sources", str(prepared), "--out", str(tmp_path), "--preset", "tiny", "--stage", "words"]
-    torchrun("-m", "recipes.default.train", *command, "--steps", "3", "--frozen-layers", "1", "--log-seconds", "0")
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    out = tmp_path / "run"
+    command = ["--sources", str(prepared), "--out", str(out), "--preset", "tiny", "--stage", "words", "--steps", "3"]
+    code = "from recipes.default.train import main\nmain()"
+    torchrun(tmp_path, code, *command, "--frozen-layers", "1", "--log-seconds", "0")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "answers" in row] == [1, 2, 3]
-    assert read_state(tmp_path).steps == 3 and (tmp_path / "model").exists()
+    assert read_state(out).steps == 3 and (out / "model").exists()
 
 
 def test_some_training_lowers_the_loss_and_goes_on(prepared, tmp_path):
