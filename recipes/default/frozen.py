@@ -1,6 +1,6 @@
 """The tower's first layers, where they stay as they are: computed as in use, by the engine of handlens.
 
-On a CPU that takes a third of the time that torch's layers take, and no gradient has to come back through them.
+On a CPU that takes less time than torch's layers do, and no gradient has to come back through them.
 """
 
 from pathlib import Path
