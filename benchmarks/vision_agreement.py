@@ -49,7 +49,7 @@ def main() -> None:
             for first, last in inputs.image_bound:
                 seen[first:last] = True
             vectors.append(chat.generator.embeddings(inputs)[seen].astype(np.float64))
-            answers.append(chat.reply(msgs, greedy))
+            answers.append(chat.reply(msgs, greedy, by_lines=False))
         tasks.append(row["task"])
         least.append(cosines(*vectors).min())
         same.append(answers[0] == answers[1])

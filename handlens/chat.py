@@ -14,6 +14,7 @@ from handlens.engine.loops import until_loop
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, InputError
 from handlens.processor import Inputs, Processor, as_messages
+from handlens.reading import Texts, answer_by_lines
 from handlens.tokenizer import StreamDecoder
 from handlens.weights import LoadedModel, load_model
 
@@ -89,6 +90,7 @@ class Chat:
         if context_length is not None and not 1 <= context_length <= longest:
             raise InputError(f"context_length is {context_length}; this model reads from 1 to {longest} tokens")
         self.context_length = context_length or longest
+        self.texts = Texts()
 
     def stream(
         self,
@@ -97,16 +99,37 @@ class Chat:
         *,
         system_prompt: str = "",
         progress: Progress | None = None,
+        by_lines: bool | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer as they come, whole characters only. The request is checked before this returns.
 
-        `msgs` is a list of {"role": "user" or "assistant", "content": text or a list of texts and images}.
+        `msgs` is a list of {"role": "user" or "assistant", "content": text or a list of texts and images}. With
+        `by_lines`, by default for models that read lines better than pages, the text of an image is read first and
+        the answer comes out of it where it can (reading.py).
         """
-        return self.run(self.prepare(msgs, params, system_prompt=system_prompt), params, progress)
+        inputs = self.prepare(msgs, params, system_prompt=system_prompt)
+        by_lines = self.config.family.reads_lines if by_lines is None else by_lines
+        if by_lines and len(inputs.images) == 1:
+            return self._by_lines(inputs, msgs, params, system_prompt, progress)
+        return self.run(inputs, params, progress)
 
-    def reply(self, msgs: Any, params: SamplingParams = SamplingParams(), *, system_prompt: str = "") -> str:
+    def reply(
+        self,
+        msgs: Any,
+        params: SamplingParams = SamplingParams(),
+        *,
+        system_prompt: str = "",
+        by_lines: bool | None = None,
+    ) -> str:
         """The whole answer."""
-        return "".join(self.stream(msgs, params, system_prompt=system_prompt))
+        return "".join(self.stream(msgs, params, system_prompt=system_prompt, by_lines=by_lines))
+
+    def _by_lines(
+        self, inputs: Inputs, msgs: Any, params: SamplingParams, system_prompt: str, progress: Progress | None
+    ) -> Iterator[str]:
+        """Pieces of the answer out of the text of an image, or else those to the inputs, which look at it."""
+        pieces = answer_by_lines(self, msgs, params, system_prompt, progress)
+        yield from self.run(inputs, params, progress) if pieces is None else pieces
 
     def prepare(
         self,
@@ -172,7 +195,10 @@ class Chat:
             raise InputError(f"num_beams={options['num_beams']} is beam search; it goes with sampling=False")
         params = SamplingParams(max_new_tokens=max_new_tokens, **options)
         inputs = self.prepare(msgs, params, system_prompt=system_prompt, max_input_tokens=max_inp_length)
-        pieces = self.run(inputs, params)
+        if self.config.family.reads_lines and len(inputs.images) == 1:
+            pieces = self._by_lines(inputs, msgs, params, system_prompt, None)
+        else:
+            pieces = self.run(inputs, params)
         return pieces if stream else "".join(pieces)
 
     def eval(self) -> "Chat":

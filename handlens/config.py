@@ -74,9 +74,7 @@ class Family:
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
     vision_precision: str | None = None  # what the vision side computes in on a CPU; by default what is fast there
-    reads_lines: bool = (
-        False  # it reads lines better than pages, so `handlens read` shows it one at a time (reading.py)
-    )
+    reads_lines: bool = False  # it reads lines better than pages, and answers out of what it read (reading.py)
     ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
     tokens: TokenNames = TokenNames()

@@ -70,13 +70,15 @@ def runs(filled: np.ndarray) -> list[tuple[int, int]]:
 
 def _long_runs(ink: np.ndarray, least: float) -> np.ndarray:
     """Where ink [H, W] lies in runs along a row that are at least so long."""
-    edges = np.diff(np.pad(ink, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    (rows, first), (_, last) = np.nonzero(edges == 1), np.nonzero(edges == -1)
-    marks = np.zeros(edges.shape, np.int8)
-    chosen = last - first >= least
-    marks[rows[chosen], first[chosen]] = 1
-    marks[rows[chosen], last[chosen]] = -1
-    return marks.cumsum(axis=1, dtype=np.int8)[:, :-1] > 0
+    high, wide = ink.shape
+    rows = np.zeros((high, wide + 1), bool)  # an empty pixel ends each row
+    rows[:, :-1] = ink
+    flat = rows.ravel()
+    edges = np.flatnonzero(np.concatenate([flat[:1], flat[1:] != flat[:-1]]))
+    lengths = np.diff(edges, prepend=0, append=len(flat))  # of what is empty and what is filled, by turns
+    chosen = lengths >= least
+    chosen[::2] = False
+    return np.repeat(chosen, lengths).reshape(rows.shape)[:, :-1]
 
 
 def closed(ink: np.ndarray, gap: int = DOT_GAP) -> np.ndarray:

@@ -1,30 +1,64 @@
-"""An image -> its text as Markdown, line by line: for models that read lines better than pages."""
+"""An image -> its text as Markdown, line by line, and answers out of that text: for models that read lines better than
+pages.
+"""
 
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
+from itertools import chain, count
+from typing import Any, Protocol
 
 from PIL import Image
 
-from handlens.chat import Chat
 from handlens.data.alphabets import language_like
 from handlens.data.questions import LANGUAGES, phrases, templates
 from handlens.engine.sampling import SamplingParams
+from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
+from handlens.processor import Inputs, Processor, read_messages
+from handlens.prompts import Message
+from handlens.tokenizer import Tokenizer
 
 #: Lines are shown in parts that are at most this many times as wide as high, as in training.
 ASPECT = 16.0
 #: The most tokens of a part, and of the answer that says whether there is anything to read.
 LONGEST, GLANCE = 128, 24
+#: The texts of so many images are remembered.
+REMEMBERED = 16
+#: So many lines are read at a time: their tokens are computed together.
+TOGETHER = 8
 #: So many of the longest lines are read to tell the language of all, asked in a language of each script: a small model
 #: answers in letters of the language that it is asked in, and in the wrong ones that makes no words. Of the languages
 #: in Latin letters it is one with accents, for asked in English it leaves them out.
 TRIED, SCRIPTS = 3, ("pt", "ru", "el")
 
+#: What the decoder says of text that it is asked about instead of an answer: that the image has to be looked at, and
+#: that all of the text is the answer.
+LOOK, READ = "?", "="
+
 Progress = Callable[[int, int], None]  # lines read, lines in all
 
 
+class Reads(Protocol):
+    """Who is asked: what of `chat.Chat` is needed here."""
+
+    processor: Processor
+    tokenizer: Tokenizer
+    texts: "Texts"
+
+    def prepare(self, msgs: Any, params: SamplingParams, *, system_prompt: str = "") -> Inputs: ...
+
+    def run(self, inputs: Inputs, params: SamplingParams) -> Iterator[str]: ...
+
+    def reply(self, msgs: Any, params: SamplingParams, *, by_lines: bool | None = None) -> str: ...
+
+
 def read_by_lines(
-    chat: Chat,
+    chat: Reads,
     image: Image.Image,
     language: str | None = None,
     longest: int = LONGEST,
@@ -38,30 +72,113 @@ def read_by_lines(
     model says of the whole image that it can read nothing there: ask it about that then.
     """
     layout = find_layout(image)
-    total, done = len(layout.lines), 0
-
-    def reply(picture: Image.Image, longest: int, language: str) -> str:
-        msgs = [{"role": "user", "content": [picture, templates("read", language)[0]]}]
-        return chat.reply(msgs, SamplingParams.greedy(max_new_tokens=longest)).strip()
-
-    # Leaves and tiles look like lines as well.
-    if not total or reply(image, GLANCE, language or "en") in _refusals():
+    lines = layout.lines
+    if not lines:
         return
-    if language is None:
-        wide = sorted(layout.lines, key=lambda line: line.height - line.width)[:TRIED]
-        parts = [part for line in wide for part in layout.pictures(line, ASPECT)[:1]]
-        texts = (" ".join(reply(part, longest, asked) for part in parts) for asked in SCRIPTS)
-        language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
+    with _together() as submit:
 
-    def read(line: Box) -> str:
-        nonlocal done
-        answers = [reply(part, longest, language) for part in layout.pictures(line, ASPECT)]
-        done += 1
-        if progress:
-            progress(done, total)
-        # A speck, or a line of a drawing, is answered with a sentence that says so.
-        return _joined(" ", (answer for answer in answers if answer not in _refusals()))
+        def reply(picture: Image.Image, longest: int, language: str) -> "Future[str]":
+            msgs = [{"role": "user", "content": [picture, templates("read", language)[0]]}]
+            return submit(chat.reply, msgs, SamplingParams.greedy(max_new_tokens=longest), by_lines=False)
 
+        glance = reply(image, GLANCE, language or "en")
+        if language is None:
+            wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
+            parts = [layout.picture(part) for line in wide for part in layout.parts(line, ASPECT)[:1]]
+            tried = [[reply(part, longest, asked) for part in parts] for asked in SCRIPTS]
+        # Leaves and tiles look like lines as well.
+        if glance.result() in _refusals():
+            return
+        if language is None:
+            texts = (" ".join(answer.result() for answer in answers) for answers in tried)
+            language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
+        answers = {
+            line: [reply(layout.picture(part), longest, language) for part in layout.parts(line, ASPECT)]
+            for line in lines
+        }
+        done = count(1)
+
+        def read(line: Box) -> str:
+            found = [answer.result() for answer in answers[line]]
+            if progress:
+                progress(next(done), len(lines))
+            # A speck, or a line of a drawing, is answered with a sentence that says so, a grid with an empty table.
+            return _joined(" ", (text for text in found if text not in _refusals() and "| ---" not in text))
+
+        yield from markdown(layout, read)
+
+
+@contextmanager
+def _together() -> Iterator[Callable[..., Future]]:
+    """Threads that ask at the same time, by `submit`; what was not begun when the block ends is not asked any more."""
+    pool = ThreadPoolExecutor(TOGETHER, "handlens-line")
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def answer_by_lines(
+    chat: Reads, msgs: Any, params: SamplingParams, system_prompt: str = "", progress: Progress | None = None
+) -> Iterator[str] | None:
+    """Pieces of the answer to messages about one image, out of the text that was read there; None where there is no
+    text, or where the text does not tell: ask about the image then.
+
+    The text stands in the image's place, so what was said before is known, and it is read once for all questions.
+    """
+    messages, images = read_messages(msgs, chat.processor.limits)
+    text = chat.texts.of(chat, images[0], progress) if len(images) == 1 else ""
+    if not text:
+        return None
+    written = [{"role": message.role, "content": _in_words(message, text)} for message in messages]
+    try:
+        inputs = chat.prepare(written, params, system_prompt=system_prompt)
+    except ContextError:
+        return None
+    pieces, said = chat.run(inputs, params), ""
+    for piece in pieces:
+        said += piece
+        if said not in (LOOK, READ):
+            return chain([said], pieces)
+    return {LOOK: None, READ: iter([text])}.get(said, iter([]))
+
+
+def _in_words(message: Message, text: str) -> str:
+    """The content of a message with a text instead of its image, if it has one."""
+    words = "\n".join(part for part in message.parts if isinstance(part, str))
+    return words if len(message.parts) == 1 and words else asked_of(text, words)
+
+
+class Texts:
+    """What was read in the latest images, so that a conversation about one reads it once. Safe for many threads."""
+
+    def __init__(self, most: int = REMEMBERED):
+        self.most = most
+        self.known: OrderedDict[bytes, str] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def of(self, chat: Reads, image: Image.Image, progress: Progress | None = None) -> str:
+        """The text of an image; "" where there is none."""
+        image = image.convert("RGB")
+        key = hashlib.blake2b(image.tobytes(), salt=repr(image.size).encode()[:16]).digest()
+        with self.lock:
+            text = self.known.pop(key, None)
+        if text is None:
+            text = "".join(read_by_lines(chat, image, progress=progress))
+        with self.lock:
+            self.known[key] = text
+            while len(self.known) > self.most:
+                self.known.popitem(last=False)
+        return text
+
+
+def asked_of(text: str, question: str) -> str:
+    """The message that asks something of the text of an image."""
+    return f"{text}\n\n{question}"
+
+
+def markdown(layout: Layout, read: Callable[[Box], str]) -> Iterator[str]:
+    """The text of a page, piece by piece, of what `read` says of each line: paragraphs apart, tables as tables."""
     started, between = False, ""
     for before, text in _pieces(layout, read):
         between = max(between, before, key=len)  # what stands between two pieces also if one between them is empty
@@ -90,9 +207,9 @@ def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
         yield from (head, "|" + " --- |" * len(table.rows[0]), *others)
 
 
-def pieces_a_character(chat: Chat, text: str) -> float:
+def pieces_a_character(chat: Reads, text: str) -> float:
     """How many tokens a text takes for its length: few for words that the tokenizer knows."""
-    return len(chat.model.tokenizer.encode(text)) / max(len(text), 1)
+    return len(chat.tokenizer.encode(text)) / max(len(text), 1)
 
 
 @cache

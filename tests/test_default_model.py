@@ -30,7 +30,7 @@ def shipped():
 
 
 def asked(chat, image, question: str = QUESTION) -> str:
-    return chat.reply([{"role": "user", "content": [image, question]}], GREEDY)
+    return chat.reply([{"role": "user", "content": [image, question]}], GREEDY, by_lines=False)
 
 
 def test_it_reads_six_pictures(shipped):

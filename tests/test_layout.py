@@ -111,12 +111,12 @@ def test_a_long_line_is_cut_between_words_and_a_wide_gap_parts_it():
     image = page([(20, 20, sentence(1, 14)), (20, 60, "Total"), (500, 60, "12.40")], (1300, 110))
     layout = find_layout(image)
     long, total = layout.lines
-    parts = layout.pictures(long, 12.0)
+    parts = [layout.picture(part) for part in layout.parts(long, 12.0)]
     assert len(parts) > 1
     assert max(part.width / part.height for part in parts) < 15
     # Parts begin and end beside words: their outer columns are paper.
     assert all((np.asarray(part.convert("L"))[:, [0, -1]] > 200).all() for part in parts)
-    parts = layout.pictures(total, 100.0)
+    parts = [layout.picture(part) for part in layout.parts(total, 100.0)]
     assert len(parts) == 2
     assert all(part.width >= 3.9 * part.height for part in parts)
 

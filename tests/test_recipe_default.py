@@ -6,6 +6,7 @@ import lzma
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,12 +17,16 @@ import torch
 from PIL import Image
 
 from handlens.chat import load
+from handlens.data.make import draw
+from handlens.data.questions import phrases
 from handlens.data.sample import HELD_OUT, TRAIN, Sample
+from handlens.data.sources import Sources
 from handlens.data.tasks import TASKS
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import InputError
 from handlens.gguf.reader import GGUFFile
 from handlens.images import cut
+from handlens.reading import LOOK, READ, asked_of
 from handlens.tokenizer import Tokenizer
 from recipes.default import tokenizer as tokenizer_recipe
 from recipes.default.average import average
@@ -40,7 +45,9 @@ from recipes.default.resume import keep, resume
 from recipes.default.stages import STAGES, shared_out, stage_at, stage_named
 from recipes.default.start import initialise
 from recipes.default.train import Trainer, main, parse
+from recipes.default.transcripts import Transcript, answer_stands_in
 from recipes.default.weights import State, load_run, read_state, save_run
+from tests.data_sources import small
 from tests.multilingual import SENTENCES, lines
 
 ROOT = Path(__file__).parents[1]
@@ -566,3 +573,101 @@ def test_some_training_lowers_the_loss_and_goes_on(prepared, tmp_path):
     assert words[0]["step"] > glyphs[-1]["step"] and words[0]["dense"] < glyphs[0]["dense"]
     assert any("cer" in row for row in rows)
     assert (tmp_path / "loss.png").exists() and list((tmp_path / "sheets").iterdir())
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory, tokenizer_file) -> Sources:
+    """A prepared folder with names for every maker."""
+    folder = tmp_path_factory.mktemp("sources") / "small"
+    made = small(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    return made
+
+
+def transcripts(sources: Sources, task: str, count: int):
+    samples = (draw(sources, task, "en", 1, number, strength=0.0) for number in range(count))
+    return [found for found in map(Transcript.of, samples) if found is not None]
+
+
+def test_the_text_of_a_picture_is_what_was_drawn_and_answers_stand_in_it(sources, monkeypatch):
+    monkeypatch.setattr("recipes.default.transcripts.MISREAD", 0.0)
+    monkeypatch.setattr("recipes.default.transcripts.JUNK", 0.0)
+    monkeypatch.setattr("recipes.default.transcripts.UNACCENTED", 0.0)
+    rng, answers = np.random.default_rng(0), []
+    for found in transcripts(sources, "receipt", 20):
+        text = found.text(rng)
+        drawn = Counter("".join(found.sample.characters).replace(" ", ""))
+        lacking = drawn - Counter(text)
+        assert lacking.total() < 0.03 * drawn.total()
+        answers += [answer for _, answer in found.questions(rng, text) if answer != READ]
+        for line in found.lines(rng, 3):
+            assert line.answer in text or line.answer == phrases(line.language).no_text
+            assert line.image.shape[1] >= 3.9 * line.image.shape[0] and line.task == "line"
+    assert len(answers) > 40
+    assert sum(answer == LOOK for answer in answers) < 0.1 * len(answers)
+
+
+def test_text_is_misread_but_not_where_it_is_the_answer(sources):
+    rng, changed = np.random.default_rng(0), 0
+    for found in transcripts(sources, "invoice", 12):
+        texts = [found.text(rng) for _ in range(2)]
+        changed += texts[0] != texts[1]
+        for question, answer in found.questions(rng, texts[0]):
+            assert answer in (LOOK, READ) or answer_stands_in(answer, texts[0]), (question, answer, texts[0])
+    assert changed > 8
+
+
+def test_what_a_text_cannot_tell_has_to_be_looked_at(sources):
+    rng = np.random.default_rng(0)
+    image = transcripts(sources, "receipt", 3)[0].sample.image
+    scene = Sample(image, "How many stars?", "3", "count", "en", more=(("How many bars?", "2"),))
+    found = Transcript.of(scene)
+    assert {answer for _, answer in found.questions(rng, found.text(rng))} == {LOOK}
+    refused = phrases("en").absent
+    known = transcripts(sources, "absent", 60)
+    known = [one for one in known if one.sample.characters and one.sample.answer == refused]
+    assert known
+    for one in known:
+        assert dict(one.questions(rng, one.text(rng)))[one.sample.question] == refused
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "stands"),
+    [
+        ("07458 3935173", "| 07458 | 3935173 |", True),
+        ("4.25", "| 1 | 14.25 |", False),
+        ("19977", "| 1 9 9 7 7 |", True),
+        ("199", "1 9 9", False),
+    ],
+)
+def test_an_answer_stands_in_a_text_as_whole_words(answer, text, stands):
+    assert answer_stands_in(answer, text) == stands
+
+
+def test_questions_about_a_text_are_those_of_use_and_take_no_vision(run):
+    config, model, _, folder = run
+    tokenizer, chat = Tokenizer.from_file(folder / "tokenizer.json"), load(folder / "model")
+    encoder = Encoder(config, tokenizer, turns=2)
+    text, asked = "Total 4.25\n\nCash 5.00", [("Total?", "4.25"), ("Cash?", "5.00"), ("Date?", LOOK)]
+    example = encoder.written(noise(90, 30), text, asked)
+    msgs = [{"role": "user", "content": asked_of(text, "Total?")}]
+    inputs = chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=8))
+    assert example.input_ids[: example.answer_start] == inputs.input_ids.tolist()
+    assert [tokenizer.decode(example.input_ids[a:b]) for a, b in example.answers] == ["4.25", "5.00"]
+    assert example.sample.answer == "4.25" and example.cost(True) == len(example.input_ids)
+    batch = {name: torch.from_numpy(array) for name, array in collate([example], config).items()}
+    assert len(batch["pixels"]) == len(batch["vectors"]) == 0
+    hidden = model.embeddings(batch["input_ids"], None, batch["vectors"], batch["vector_index"])
+    assert model.language(hidden).shape == (1, batch["input_ids"].shape[1], config.llm.hidden_size)
+
+
+def test_the_decoder_learns_from_text_while_the_tower_stays(sources, tmp_path):
+    command = ["--sources", str(sources.folder), "--out", str(tmp_path), "--preset", "tiny", "--stage", "text"]
+    trainer = Trainer(parse([*command, "--steps", "12", "--frozen-layers", "2", "--log-seconds", "0"]))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.run()
+    after = trainer.model.state_dict()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"llm"}
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert any(row.get("slices/s") == 0 for row in rows) and any(row.get("slices/s", 0) > 0 for row in rows)

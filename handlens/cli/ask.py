@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handlens.cli.opening import answer, is_cut, notices, open_chat, open_pictures, tell_if_cut
-from handlens.cli.options import ModelOptions, SamplingOptions, System
+from handlens.cli.options import ByLines, ModelOptions, SamplingOptions, System
 from handlens.cli.terminal import print_streamed, put
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def ask_once(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object with the answer and facts about it.")
     ] = False,
+    by_lines: ByLines = None,
     model_options: ModelOptions,
     sampling: SamplingOptions,
 ) -> None:
@@ -50,13 +51,13 @@ def ask_once(
     chat = open_chat(model_options)
     loaded = time.perf_counter()
     msgs = [{"role": "user", "content": [*pictures, question]}]
-    inputs = chat.prepare(msgs, params, system_prompt=system)
     if not as_json:
-        print_streamed(answer(chat, inputs, params), [])
+        print_streamed(answer(chat, msgs, params, system, by_lines), [])
         tell_if_cut(chat, params, model_options)
         return
+    inputs = chat.prepare(msgs, params, system_prompt=system)
     text, first = "", None
-    for piece in answer(chat, inputs, params):
+    for piece in answer(chat, msgs, params, system, by_lines):
         first = first or time.perf_counter()
         text += piece
     times = {"load": loaded, "first_text": first, "end": time.perf_counter()}

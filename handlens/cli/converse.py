@@ -106,8 +106,7 @@ class Conversation:
         self.pictures = []
         said: list[str] = []
         try:
-            inputs = self.chat.prepare([*self.messages, turn], self.params, system_prompt=self.system)
-            print_streamed(answer(self.chat, inputs, self.params), said)
+            print_streamed(answer(self.chat, [*self.messages, turn], self.params, self.system), said)
             tell_if_cut(self.chat, self.params, self.options)
         except KeyboardInterrupt:
             tell("(stopped)")

@@ -106,8 +106,8 @@ def run_pocketdocs(
         bool | None,
         typer.Option(
             "--by-lines/--whole",
-            help="Where all text is asked for, show the model one line at a time, or the whole picture. Default: as "
-            "`handlens read` does with this model.",
+            help="Show the model one line at a time where more than a line is shown, or the whole picture. Default: as "
+            "`handlens ask` and `handlens read` do with this model.",
             show_default=False,
         ),
     ] = None,

@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handlens.cli.options import ModelOptions
 from handlens.cli.terminal import tell, working
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from handlens.chat import Chat, Generator
     from handlens.decode import Limits
     from handlens.engine.sampling import SamplingParams
-    from handlens.processor import Inputs
     from handlens.weights import LoadedModel
 
 DEFAULT = (
@@ -80,13 +80,16 @@ def open_pictures(paths: Sequence[Path], options: ModelOptions) -> list["Image.I
     return pictures
 
 
-def answer(chat: "Chat", inputs: "Inputs", params: "SamplingParams") -> Iterator[str]:
-    """The pieces of the answer; until the first comes, a terminal shows what is being done."""
-    with working("looking at the image" if inputs.images else "reading the prompt") as progress:
-        pieces = chat.run(inputs, params, progress)
+def answer(
+    chat: "Chat", msgs: list[dict[str, Any]], params: "SamplingParams", system: str = "", by_lines: bool | None = None
+) -> Iterator[str]:
+    """The pieces of the answer; until the first comes, a terminal shows what is being done. The request is checked
+    before this returns."""
+    by_lines = chat.config.family.reads_lines if by_lines is None else by_lines
+    with working("looking at the image", "lines" if by_lines else "slices") as progress:
+        pieces = chat.stream(msgs, params, system_prompt=system, progress=progress, by_lines=by_lines)
         first = next(pieces, "")
-    yield first
-    yield from pieces
+    return chain([first], pieces)
 
 
 class Counted:

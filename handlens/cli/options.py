@@ -47,6 +47,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No notices on standa
 System = Annotated[
     str, typer.Option("--system", metavar="TEXT", help="Instructions that stand before the conversation.")
 ]
+ByLines = Annotated[
+    bool | None,
+    typer.Option(
+        "--by-lines/--whole",
+        help="Find the lines and tables in the image and show the model one line at a time, or the whole image at "
+        "once. Default: by lines for the small model that ships with handlens, else whole.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import typer
 
 from handlens.atomic import replacing
 from handlens.cli.opening import answer, open_chat, open_pictures, tell_if_cut
-from handlens.cli.options import ModelOptions
+from handlens.cli.options import ByLines, ModelOptions
 from handlens.cli.terminal import print_streamed, working
 from handlens.errors import InputError
 
@@ -44,15 +44,7 @@ def transcribe(
             metavar="N", help="Most tokens of the transcription (by lines, of each) that the context has room for."
         ),
     ] = 2048,
-    by_lines: Annotated[
-        bool | None,
-        typer.Option(
-            "--by-lines/--whole",
-            help="Find the lines and tables in the image and show the model one line at a time, or the whole image at "
-            "once. Default: by lines for the small model that ships with handlens, else whole.",
-            show_default=False,
-        ),
-    ] = None,
+    by_lines: ByLines = None,
     model_options: ModelOptions,
 ) -> None:
     """Transcribe an image to Markdown. Standard output gets the transcription and nothing else."""
@@ -71,7 +63,7 @@ def transcribe(
     inputs = chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=1))
     room = chat.context_length - len(inputs.input_ids)
     params = SamplingParams.greedy(max_new_tokens=min(max_new_tokens, room))
-    _write(out, answer(chat, inputs, params))
+    _write(out, answer(chat, msgs, params, by_lines=False))
     tell_if_cut(chat, params, model_options)
 
 

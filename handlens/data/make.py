@@ -233,7 +233,8 @@ def _draw_shard(plan: Plan, sources: Sources, folder: Path, shard: int, tick: Ca
 def _row(sample: Sample, image: str, glyphs: bool) -> dict:
     row = {"image": image} | {key: getattr(sample, key) for key in ("question", "answer", "task", "language")}
     if glyphs:
-        row |= {"characters": sample.characters, "centres": np.round(sample.centres.astype(float), 1).tolist()}
+        characters = [character.rstrip() for character in sample.characters]
+        row |= {"characters": characters, "centres": np.round(sample.centres.astype(float), 1).tolist()}
     return row
 
 

@@ -137,15 +137,20 @@ class Canvas:
         base = round(y + {"a": ascent, "m": (ascent - descent) / 2, "s": 0, "d": -descent}[anchor[1]])
         # ImageDraw.bitmap converts the colour anew for each glyph; this is the call inside of it.
         draw, shade = self._draw.draw.draw_bitmap, self._draw.draw.draw_ink(colour)
-        start = pen
+        start, first = pen, len(self.characters)
         for cluster in parts:
             mask, left, top, advance, middle_x, middle_y, _ = known[cluster]
-            if mask is not None:
+            if mask is None:
+                if len(self.characters) > first and not self.characters[-1].endswith(" "):
+                    self.characters[-1] += " "
+            else:
                 place = round(pen)
                 draw((place + left, base + top), mask, shade)
                 self.characters.append(cluster)
                 self.centres.append((place + middle_x, base + middle_y))
             pen += advance + tracking
+        if len(self.characters) > first:
+            self.characters[-1] = self.characters[-1].rstrip() + " "
         return pen - start - (tracking if parts else 0)
 
     @staticmethod

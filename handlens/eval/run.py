@@ -46,8 +46,8 @@ class Answered:
 
 
 class Model:
-    """A model as a reader: greedy, each image with its question and nothing else. Where all text is asked for and
-    `by_lines` is set (by default where the family reads lines), lines are shown one by one (reading.py)."""
+    """A model as a reader: greedy, each image with its question and nothing else. With `by_lines` (by default where the
+    family reads lines) it is shown one by one the lines of pictures that hold more than one (reading.py)."""
 
     def __init__(self, chat: Chat, name: str, settings: str = "", by_lines: bool | None = None):
         self.chat, self.name = chat, name
@@ -59,16 +59,18 @@ class Model:
 
     def answer(self, suite: Suite, item: Item) -> str:
         image = open_image(item.image)
-        if self.how(suite) and (text := "".join(read_by_lines(self.chat, image))):
+        by_lines = bool(self.how(suite))
+        if by_lines and suite.transcribes and (text := "".join(read_by_lines(self.chat, image))):
             return text
         msgs = [{"role": "user", "content": [image, item.question]}]
         try:
-            return self.chat.reply(msgs, SamplingParams.greedy(max_new_tokens=self._room(msgs, suite)))
+            params = SamplingParams.greedy(max_new_tokens=self._room(msgs, suite))
+            return self.chat.reply(msgs, params, by_lines=by_lines and suite.asks)
         except (ContextError, ImageError):
             return ""  # an item that is too much for this model is one that it gets wrong
 
     def how(self, suite: Suite) -> str:
-        return "by lines" if self.by_lines and suite.transcribes else ""
+        return "by lines" if self.by_lines and (suite.transcribes or suite.asks) else ""
 
     def _room(self, msgs: list, suite: Suite) -> int:
         taken = len(self.chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=1)).input_ids)

@@ -96,8 +96,10 @@ class Suite:
     score_unit: Callable[[Sequence[tuple[Item, str]]], Scores] | None = None
     bars: tuple[Bar, ...] = ()
     max_new_tokens: int = 64
-    #: Whether items ask for all text, so that a model that reads lines is shown them one by one, as by `handlens read`.
+    #: Whether items ask for all text, or for something that a text may tell: a model that reads lines is then shown
+    #: them one by one, as by `handlens read` and `handlens ask`.
     transcribes: bool = False
+    asks: bool = False
     #: How other readers are asked, who only transcribe: "line", "text" or "table"; "" where they have no part in it.
     peers: str = ""
     #: Draws items number 0, 1, 2 ... with the seed: called as build(sources, n, seed, packages).

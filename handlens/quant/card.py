@@ -301,7 +301,8 @@ def _memory(files: ModelFiles) -> int | None:
 def _answer_and_weigh(files: ModelFiles) -> int | None:
     chat = load(files.model, files.mmproj)
     content = [probe_picture()] * (chat.config.vision is not None) + ["What is it?"]
-    chat.reply([{"role": "user", "content": content}], SamplingParams.greedy(max_new_tokens=SHORT_ANSWER))
+    msgs = [{"role": "user", "content": content}]
+    chat.reply(msgs, SamplingParams.greedy(max_new_tokens=SHORT_ANSWER), by_lines=False)
     return own_peak_memory()
 
 

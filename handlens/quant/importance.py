@@ -60,7 +60,7 @@ def measure(chat: Chat, folder: Path, progress: Callable[[int, int], None] | Non
             _read_text(chat, path)
         else:
             msgs = [{"role": "user", "content": [open_image(path), QUESTION]}]
-            chat.reply(msgs, SamplingParams.greedy(max_new_tokens=ANSWER_TOKENS))
+            chat.reply(msgs, SamplingParams.greedy(max_new_tokens=ANSWER_TOKENS), by_lines=False)
         if progress is not None:
             progress(done, len(examples))
     return {name: (squares / sums.rows[name]).astype(np.float32) for name, squares in sums.squares.items()}

@@ -6,7 +6,7 @@ from them at a quarter of the cost.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ from handlens.images import SlicePlan, patches, pictures, plan_slices
 from handlens.positions import patch_position_ids
 from handlens.processor import Processor
 from handlens.prompts import TEMPLATES, ImageSlot, Message, render
+from handlens.reading import asked_of
 from handlens.tokenizer import Tokenizer
 from recipes.default.model import CELLS, LONGEST_SIDE
 
@@ -50,17 +51,17 @@ class Example:
     tgt_sizes: list[tuple[int, int]]
     cells: list[np.ndarray]  # the class of each cell of a slice, int16 [L * cells], -1 where it is not looked at
     input_ids: list[int]
-    bounds: list[tuple[int, int]]  # where in the ids the vectors of each slice stand
     answers: list[tuple[int, int]]  # where in the ids each answer begins and ends
+    bounds: list[tuple[int, int]]  # where in the ids the vectors of each slice stand
 
     @property
     def answer_start(self) -> int:
         """Where in the ids the first answer begins."""
         return self.answers[0][0]
 
-    def cost(self, answers: bool) -> int:
-        """Patches, and tokens where answers are learned: either takes about as much time."""
-        return sum(map(len, self.slices)) + answers * len(self.input_ids)
+    def cost(self, answers: bool, patch: float = 1.0) -> float:
+        """Patches, and tokens where answers are learned: either takes about as much time, or a patch that much less."""
+        return patch * sum(map(len, self.slices)) + answers * len(self.input_ids)
 
 
 class Encoder:
@@ -96,12 +97,9 @@ class Encoder:
         asked = [(ids, sample.answer)]
         if not strip:
             asked += [(self._turn(question), answer) for question, answer in sample.more[: self.turns - 1]]
-        input_ids, answers = [], []
-        for prompt, answer in asked:
-            start = len(input_ids) + len(prompt)
-            spelled = self.answers.encode(answer.strip(), add_special_tokens=False).ids
-            input_ids += [*prompt, *spelled, self.stop]
-            answers.append((start, len(input_ids)))
+        input_ids, answers = self._conversation(
+            asked, lambda answer: self.answers.encode(answer, add_special_tokens=False).ids
+        )
         shown = pictures(Image.fromarray(sample.image), plan)
         return Example(
             sample,
@@ -109,9 +107,34 @@ class Encoder:
             plan.tgt_sizes,
             [_cells(sample, *window, rng) for window in _windows(plan, width, height)],
             input_ids,
-            bounds,
             answers,
+            bounds,
         )
+
+    def written(self, sample: Sample, text: str, asked: Sequence[tuple[str, str]]) -> Example:
+        """The example of questions about the text of a sample, each with its answer; nothing is looked at."""
+        question, answer = asked[0]
+        sample = replace(sample, question=question, answer=answer, more=tuple(asked[1:]))
+        parts = render([Message("user", (asked_of(text, question),))], TEMPLATES["llama3"], self._whole.names)
+        asked = [(self._whole.encode(parts, [])[0], answer)]
+        asked += [(self._turn(question), answer) for question, answer in sample.more[: self.turns - 1]]
+        # Spelled as in the text, for most answers are copied from there.
+        return Example(sample, [], [], [], *self._conversation(asked, self.tokenizer.encode), [])
+
+    def _conversation(
+        self, asked: Sequence[tuple[Sequence[int], str]], spell: Callable[[str], list[int]]
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of prompts and answers by turns, and where in them each answer stands."""
+        input_ids, answers = [], []
+        for prompt, answer in asked:
+            start = len(input_ids) + len(prompt)
+            input_ids += [*prompt, *spell(answer.strip()), self.stop]
+            answers.append((start, len(input_ids)))
+        return input_ids, answers
+
+    @property
+    def _whole(self) -> Processor:
+        return self._processor(self.config.resampler.query_num)
 
     @lru_cache(maxsize=2048)  # noqa: B019 (there is one encoder a process)
     def _prompt(self, queries: int, grid: tuple[int, int] | None, question: str):
@@ -126,7 +149,7 @@ class Encoder:
         """The ids of a further question, from the end of the answer before to where its own answer begins."""
         user, assistant = (TEMPLATES["llama3"].turns[role] for role in ("user", "assistant"))
         parts = [*user.before, question, *user.after, *assistant.before]
-        return self._processor(self.config.resampler.query_num).encode(parts, [])[0]
+        return self._whole.encode(parts, [])[0]
 
     @lru_cache(maxsize=8)  # noqa: B019
     def _processor(self, queries: int) -> Processor:
@@ -177,7 +200,8 @@ def _cells(sample: Sample, scale_x, scale_y, left, top, tgt_size, patch: int, rn
     found, first, counts = np.unique(index, return_index=True, return_counts=True)
     if len(index) - len(found) > MOST_CROWDED * len(index):
         return np.full_like(cells, -1)
-    classes = np.fromiter((CHARACTERS.get(c, OTHER) for c in sample.characters), np.int16, len(sample.characters))
+    known = (CHARACTERS.get(character.rstrip(), OTHER) for character in sample.characters)
+    classes = np.fromiter(known, np.int16, len(sample.characters))
     cells[found] = np.where(counts > 1, -1, classes[inside][first])
     return cells
 
@@ -185,7 +209,7 @@ def _cells(sample: Sample, scale_x, scale_y, left, top, tgt_size, patch: int, rn
 def shape_of(example: Example, few: bool) -> tuple[int, int, int]:
     """What examples that share a batch have in common: slices, patches of a slice, tokens. With `few`, tensors get few
     different shapes; else slices may differ, and sizes by up to a fourth."""
-    patches, tokens = max(map(len, example.slices)), len(example.input_ids)
+    patches, tokens = max(map(len, example.slices), default=0), len(example.input_ids)
     if few:
         return len(example.slices), _up(patches, PATCH_STEP), _up(tokens, TOKEN_STEP)
     return 0, _rounded(patches, PATCH_STEP), _rounded(tokens, TOKEN_STEP)
@@ -218,9 +242,9 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
     slices = [patches for example in examples for patches in example.slices]
     tgt_sizes = [size for example in examples for size in example.tgt_sizes]
     classes = [cells for example in examples for cells in example.cells]
-    longest = _up(max(map(len, slices)), PATCH_STEP)
+    longest = _up(max(map(len, slices), default=0), PATCH_STEP)
     per_patch = CELLS[0] * CELLS[1]
-    pixels = np.zeros((len(slices), longest, slices[0].shape[1]), np.uint8)
+    pixels = np.zeros((len(slices), longest, 3 * config.vision.patch_size**2), np.uint8)
     position_ids = np.zeros((len(slices), longest), np.int64)
     places = np.zeros((len(slices), longest, 2), np.int64)
     patch_mask = np.zeros((len(slices), longest), bool)
@@ -260,8 +284,8 @@ def collate(examples: Sequence[Example], config: ModelConfig) -> dict[str, np.nd
         "spelled_classes": _padded(every_cell[known], CELL_STEP, IGNORED),
         "tasks": np.array([TASK_NUMBERS[example.sample.task] for example in examples]),
         "input_ids": input_ids,
-        "vectors": np.concatenate(vectors),
-        "vector_index": np.concatenate(vector_index),
+        "vectors": np.concatenate(vectors or [np.zeros(0, np.int64)]),
+        "vector_index": np.concatenate(vector_index or [np.zeros(0, np.int64)]),
         "label_index": _padded(np.concatenate(label_index), LABEL_STEP, 0),
         "labels": _padded(np.concatenate(labels), LABEL_STEP, IGNORED),
         "label_row": _padded(np.concatenate(label_row), LABEL_STEP, 0),

@@ -47,8 +47,10 @@ def answer(model: Mini, tokenizer: Tokenizer, held: Sequence[Example], device: t
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         lengths = torch.tensor([example.answer_start for example in chunk], device=device)
         prompt = tensors["input_ids"]
-        features = model.features(tensors["pixels"], tensors["position_ids"], tensors["patch_mask"])
-        vectors = model.vectors(features, tensors["places"], tensors["patch_mask"])
+        vectors = None
+        if len(tensors["pixels"]):
+            features = model.features(tensors["pixels"], tensors["position_ids"], tensors["patch_mask"])
+            vectors = model.vectors(features, tensors["places"], tensors["patch_mask"])
         embedded = model.embeddings(prompt, vectors, tensors["vectors"], tensors["vector_index"])[
             :, : int(lengths.max())
         ]

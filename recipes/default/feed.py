@@ -23,12 +23,20 @@ from handlens.data.sources import Sources
 from handlens.tokenizer import Tokenizer
 from recipes.default.batch import Encoder, Example, collate, shape_of
 from recipes.default.frozen import FrozenLayers
+from recipes.default.notes import note
 from recipes.default.stages import Stage
+from recipes.default.transcripts import LONGEST, Transcript
 
 logger = logging.getLogger("handlens")
 
 #: Batches that each process makes ahead, and those that wait in this process.
 AHEAD, READY = 3, 4
+#: Lines that are shown besides the text of a sample.
+LINES = 1
+#: After so many other texts each is shown once more, with other mistakes: finding the layout is what costs.
+AGAIN = 100
+#: How much less a patch costs where all layers of the tower are frozen.
+FROZEN_SAVES = 0.75
 #: Batches that are kept to be shown again.
 KEPT = 64
 #: Where tensors in one piece of memory begin: at a multiple of so many bytes.
@@ -56,6 +64,11 @@ class Plan:
     checkpoint: Path | None = None
     few_shapes: bool = True  # for compilers and libraries that prepare themselves for each shape (batch.shape_of)
 
+    @property
+    def patch_cost(self) -> float:
+        """What a patch costs where a token costs 1: less, the more of its layers are frozen."""
+        return 1 - FROZEN_SAVES * self.frozen / self.config.vision.num_hidden_layers
+
 
 @cache
 def _sources(folder: Path) -> Sources:
@@ -66,11 +79,10 @@ def samples(sources: Sources, stage: Stage, seed: int, split: str) -> Iterator[S
     """Samples of a stage without end, the same for the same seed."""
     rng = np.random.default_rng(seed)
     tasks, shares = list(stage.tasks), np.array(list(stage.tasks.values()))
-    weights = np.array([ENGLISH if language == "en" else 1.0 for language in sources.languages])
     failed = 0
     for number in count():
         task = tasks[rng.choice(len(tasks), p=shares / shares.sum())]
-        language = sources.languages[rng.choice(len(weights), p=weights / weights.sum())]
+        language = any_language(rng, sources)
         try:
             yield draw(sources, task, language, seed, number, split, stage.strength)
         except Exception:
@@ -80,16 +92,48 @@ def samples(sources: Sources, stage: Stage, seed: int, split: str) -> Iterator[S
                 raise
 
 
+def any_language(rng: np.random.Generator, sources: Sources) -> str:
+    """One of the languages, English more often than any other."""
+    weights = np.array([ENGLISH if language == "en" else 1.0 for language in sources.languages])
+    return sources.languages[rng.choice(len(weights), p=weights / weights.sum())]
+
+
 def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterator[Example]:
     """Examples of a stage without end, the same for the same seed (but for the tokenizer's dropout)."""
     rng = np.random.default_rng(seed)
     dropout, turns = (stage.dropout, stage.turns) if split == TRAIN else (0.0, 1)
     encoder = Encoder(plan.config, Tokenizer.from_file(plan.tokenizer), dropout, turns)
-    for sample in samples(_sources(plan.sources), stage, seed, split):
-        strip = stage.strips[rng.integers(len(stage.strips))]
-        example = encoder.example(sample, strip, rng)
-        if example is not None and example.cost(bool(stage.answers)) <= plan.cost:
-            yield example
+    sources = _sources(plan.sources)
+    drawn, shown = samples(sources, stage, seed, split), deque()
+    while True:
+        if split == TRAIN and rng.random() < stage.notes:
+            language = any_language(rng, sources)
+            made = note(rng, sources, language)
+            found = [encoder.written(made.sample(language), made.text, made.asked)]
+        else:
+            found = _of_sample(next(drawn), encoder, stage, rng, shown)
+        for example in found:
+            if example is not None and example.cost(bool(stage.answers), plan.patch_cost) <= plan.cost:
+                yield example
+
+
+def _of_sample(
+    sample: Sample, encoder: Encoder, stage: Stage, rng: np.random.Generator, shown: deque[Transcript]
+) -> list[Example | None]:
+    """The examples that a sample makes: itself, or some of its lines and its text. Texts that were `shown` come again
+    later."""
+    strip = stage.strips[rng.integers(len(stage.strips))]
+    transcript = Transcript.of(sample) if rng.random() < stage.by_lines else None
+    if transcript is None:
+        return [encoder.example(sample, strip, rng)]
+    found = [encoder.example(line, strip, rng) for line in transcript.lines(rng, LINES)]
+    shown.append(transcript)
+    for one in (transcript, *([shown.popleft()] if len(shown) > AGAIN else ())):
+        text = one.text(rng)
+        asked = one.questions(rng, text)
+        if asked and 0 < len(text) <= LONGEST:
+            found.append(encoder.written(one.sample, text, asked))
+    return found
 
 
 def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
@@ -105,7 +149,8 @@ def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], di
         shape = _, patches, tokens = shape_of(example, plan.few_shapes)
         chosen = waiting[shape]
         chosen.append(example)
-        cost = sum(len(one.slices) for one in chosen) * patches + bool(stage.answers) * len(chosen) * tokens
+        cost = plan.patch_cost * sum(len(one.slices) for one in chosen) * patches
+        cost += bool(stage.answers) * len(chosen) * tokens
         if cost + cost / len(chosen) > plan.cost:  # another one like these would be too much
             del waiting[shape]
             arrays = collate(chosen, plan.config)

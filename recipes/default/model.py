@@ -48,10 +48,12 @@ class Mini(nn.Module):
         """The query vectors [S, Q, W] of features [S, L, D] at places [S, L, 2], the (row, column) of each patch."""
         return self.resampler(features, places, patch_mask)
 
-    def embeddings(self, input_ids: Tensor, vectors: Tensor, chosen: Tensor, index: Tensor) -> Tensor:
+    def embeddings(self, input_ids: Tensor, vectors: Tensor | None, chosen: Tensor, index: Tensor) -> Tensor:
         """The embeddings [B, n, W] of ids [B, n] with vectors [S, Q, W] among them: those `chosen` [v], counted through
-        S * Q, at `index` [v], counted through B * n."""
+        S * Q, at `index` [v], counted through B * n. None are the vectors where there are no slices."""
         embedded = self.language.embed_tokens(input_ids)
+        if vectors is None:
+            return embedded
         flat = embedded.flatten(0, 1).index_copy(0, index, vectors.flatten(0, 1)[chosen].to(embedded.dtype))
         return flat.view_as(embedded)
 

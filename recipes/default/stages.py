@@ -24,6 +24,8 @@ class Stage:
     dropout: float = 0.1  # of merges in answers
     strength: float = 1.0  # of degradations
     turns: int = 1  # the most questions that are asked about one picture
+    notes: float = 0.0  # the share of examples that are questions about texts that were never drawn (notes.py)
+    by_lines: float = 0.0  # the share of pictures with text that are shown as their text and some of their lines
 
     def __post_init__(self):
         if not self.answers and not self.dense:
@@ -82,6 +84,37 @@ STAGES = (
             **{"menu": 0.02, "screen": 0.03, "chart": 0.07, "plot": 0.005, "name": 0.01, "count": 0.04, "locate": 0.01},
             **{"shapes": 0.01, "present": 0.005, "absent": 0.015, "writing": 0.01, "language": 0.005},
             **{"blank": 0.01, "unreadable": 0.01, "photo": 0.01},
+        },
+    ),
+    Stage(
+        name="notes",
+        share=0.1,
+        trains=("llm",),
+        dense=0.0,
+        turns=10,
+        notes=0.7,
+        by_lines=0.95,
+        tasks={
+            **{"word": 0.15, "line": 0.35, "paragraph": 0.03, "block": 0.02, "notice": 0.02, "code": 0.02},
+            **{"letter": 0.01, "table": 0.03, "receipt": 0.05, "invoice": 0.05, "form": 0.04, "menu": 0.02},
+            **{"screen": 0.02, "chart": 0.03, "name": 0.01, "count": 0.06, "locate": 0.01, "shapes": 0.01},
+            **{"present": 0.01, "absent": 0.02, "writing": 0.02, "blank": 0.015, "unreadable": 0.015, "photo": 0.015},
+        },
+    ),
+    Stage(
+        name="text",
+        share=0.3,
+        trains=("llm",),
+        dense=0.0,
+        turns=6,
+        notes=0.25,
+        by_lines=0.95,
+        tasks={
+            **{"word": 0.03, "line": 0.1, "paragraph": 0.03, "block": 0.02, "notice": 0.01, "code": 0.01},
+            **{"page": 0.01, "letter": 0.02, "table": 0.08, "receipt": 0.14, "invoice": 0.11, "form": 0.09},
+            **{"menu": 0.04, "screen": 0.06, "chart": 0.13, "plot": 0.005, "name": 0.01, "count": 0.06, "locate": 0.01},
+            **{"shapes": 0.01, "present": 0.01, "absent": 0.12, "writing": 0.01, "language": 0.01},
+            **{"blank": 0.015, "unreadable": 0.015, "photo": 0.015},
         },
     ),
 )

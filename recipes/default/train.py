@@ -166,12 +166,13 @@ class Trainer:
         model = self.computing
         with self._autocast():
             patch_mask = batch.get("patch_mask")
+            looks = len(batch["position_ids"]) > 0
+            total, parts = torch.zeros((), device=self.device), {}
             with torch.set_grad_enabled("vpm" in stage.trains):
-                if "hidden" in batch:
+                if "hidden" in batch and looks:
                     features = model.features_after(self.options.frozen_layers, batch["hidden"], patch_mask)
-                else:
+                elif looks:
                     features = model.features(batch["pixels"], batch["position_ids"], patch_mask)
-            total, parts = features.new_zeros(()), {}
             if stage.dense and len(batch["cells"]):
                 logits = self.computing_head(features, batch["cells"]).float()
                 classes = batch["classes"]
@@ -184,10 +185,10 @@ class Trainer:
                 parts["dense_right"] = ((logits.argmax(dim=-1) == classes) * glyphs).sum() / glyphs.sum().clamp(min=1)
                 total = total + stage.dense * dense
             if stage.answers:
-                if stage.pull < 1:
+                if stage.pull < 1 and looks:
                     features = torch.lerp(features.detach(), features, stage.pull)
-                vectors = model.vectors(features, batch["places"], patch_mask)
-                if stage.spelling:
+                vectors = model.vectors(features, batch["places"], patch_mask) if looks else None
+                if stage.spelling and looks:
                     spelling = self._spelling(vectors, batch)
                     parts["spelling"] = spelling.detach()
                     total = total + stage.spelling * spelling

@@ -139,5 +139,6 @@ SUITE = Suite(
     score=score,
     measures={"within 5 %": "more"},
     bars=(Bar("within 5 %", "labelled value", 0.8, 0.3),),
+    asks=True,
     build=build,
 )

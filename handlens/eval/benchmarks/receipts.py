@@ -204,5 +204,6 @@ SUITE = Suite(
     score=score,
     measures={"exact field": "more", "ANLS": "more"},
     bars=(Bar("exact field", "", 0.8, 0.5), Bar("exact field", "receipts", 0.8, 0.5)),
+    asks=True,
     build=build,
 )

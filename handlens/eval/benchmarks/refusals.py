@@ -58,5 +58,6 @@ SUITE = Suite(
     score=score,
     measures={"refused rightly": "more", "refused wrongly": "less"},
     bars=(Bar("refused rightly", "", 0.9, 0.8), Bar("refused wrongly", "", 0.05, 0.05)),
+    asks=True,
     build=build,
 )

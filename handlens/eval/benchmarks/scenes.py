@@ -31,5 +31,6 @@ SUITE = Suite(
     score=score,
     measures={"right": "more"},
     bars=(Bar("right", "count", 0.85, 0.5),),
+    asks=True,
     build=build,
 )
