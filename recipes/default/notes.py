@@ -49,13 +49,11 @@ def note(rng: np.random.Generator, sources: Sources, language: str) -> Note:
     columns = between(rng, 2, COLUMNS) if chance(rng, 0.25) else 1
     heads = list(dict.fromkeys(_label(rng, sources, language) for _ in range(columns)))
     kinds = [_values(rng, language) for _ in heads]
-    alike = chance(rng, 0.5)
-    rows = {
-        label: [
-            (kinds[place] if alike else _values(rng, language))(rng, sources, language) for place in range(len(heads))
-        ]
-        for label in labels
-    }
+    alike = chance(rng, 0.5)  # the values of a column
+    rows = {}
+    for label in labels:
+        ways = kinds if alike else [_values(rng, language) for _ in heads]
+        rows[label] = [way(rng, sources, language) for way in ways]
     title = [phrase(rng, sources, language, TRAIN, 4, 30)] if chance(rng, 0.6) else []
     asked = _questions(rng, language, rows, heads, missing)
     if title and chance(rng, 0.3):
@@ -84,7 +82,7 @@ def _questions(
 
 
 def _written(rng: np.random.Generator, lines: Sequence[Sequence[str]], heads: Sequence[str] | None) -> str:
-    """The lines as a table, as lines with something between label and value, or as rows of labels over rows of values."""
+    """The lines as a table, as lines of a label and its value, or as a row of labels over one of values."""
     if heads:
         return markdown(heads, lines)
     way = rng.random()
