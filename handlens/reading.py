@@ -19,6 +19,7 @@ from handlens.data.questions import LANGUAGES, phrases, templates
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
+from handlens.passages import passages
 from handlens.processor import Inputs, Processor, read_messages
 from handlens.prompts import Message
 from handlens.tokenizer import Tokenizer
@@ -130,7 +131,9 @@ def answer_by_lines(
     text = chat.texts.of(chat, images[0], progress) if len(images) == 1 else ""
     if not text:
         return None
-    written = [{"role": message.role, "content": _in_words(message, text)} for message in messages]
+    questions = [_words_of(message) for message in messages if message.role == "user"]
+    found = passages(text, *filter(None, questions))
+    written = [{"role": message.role, "content": _in_words(message, found)} for message in messages]
     try:
         inputs = chat.prepare(written, params, system_prompt=system_prompt)
     except ContextError:
@@ -145,8 +148,12 @@ def answer_by_lines(
 
 def _in_words(message: Message, text: str) -> str:
     """The content of a message with a text instead of its image, if it has one."""
-    words = "\n".join(part for part in message.parts if isinstance(part, str))
-    return words if len(message.parts) == 1 and words else asked_of(text, words)
+    words = _words_of(message)
+    return words if all(isinstance(part, str) for part in message.parts) else asked_of(text, words)
+
+
+def _words_of(message: Message) -> str:
+    return "\n".join(part for part in message.parts if isinstance(part, str))
 
 
 class Texts:

@@ -20,6 +20,7 @@ from handlens.data.questions import templates
 from handlens.data.sample import Sample
 from handlens.data.tasks import TASKS
 from handlens.images import SlicePlan, patches, pictures, plan_slices
+from handlens.passages import passages
 from handlens.positions import patch_position_ids
 from handlens.processor import Processor
 from handlens.prompts import TEMPLATES, ImageSlot, Message, render
@@ -112,10 +113,12 @@ class Encoder:
         )
 
     def written(self, sample: Sample, text: str, asked: Sequence[tuple[str, str]]) -> Example:
-        """The example of questions about the text of a sample, each with its answer; nothing is looked at."""
+        """The example of questions about the text of a sample, each with its answer; nothing is looked at. As in use,
+        only the lines that they speak of are shown."""
         question, answer = asked[0]
         sample = replace(sample, question=question, answer=answer, more=tuple(asked[1:]))
-        parts = render([Message("user", (asked_of(text, question),))], TEMPLATES["llama3"], self._whole.names)
+        found = passages(text, *(question for question, _ in asked[: self.turns]))
+        parts = render([Message("user", (asked_of(found, question),))], TEMPLATES["llama3"], self._whole.names)
         asked = [(self._whole.encode(parts, [])[0], answer)]
         asked += [(self._turn(question), answer) for question, answer in sample.more[: self.turns - 1]]
         # Spelled as in the text, for most answers are copied from there.

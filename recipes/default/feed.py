@@ -32,7 +32,9 @@ logger = logging.getLogger("handlens")
 #: Batches that each process makes ahead, and those that wait in this process.
 AHEAD, READY = 3, 4
 #: Lines that are shown besides the text of a sample.
-LINES = 1
+LINES = 3
+#: So many questions are asked about a text, and this share of them is followed by another one.
+QUESTIONS, FOLLOWED = 3, 0.15
 #: After so many other texts each is shown once more, with other mistakes: finding the layout is what costs.
 AGAIN = 100
 #: How much less a patch costs where all layers of the tower are frozen.
@@ -109,7 +111,7 @@ def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterato
         if split == TRAIN and rng.random() < stage.notes:
             language = any_language(rng, sources)
             made = note(rng, sources, language)
-            found = [encoder.written(made.sample(language), made.text, made.asked)]
+            found = list(_about_text(made.sample(language), made.text, made.asked, encoder, rng))
         else:
             found = _of_sample(next(drawn), encoder, stage, rng, shown)
         for example in found:
@@ -131,9 +133,21 @@ def _of_sample(
     for one in (transcript, *([shown.popleft()] if len(shown) > AGAIN else ())):
         text = one.text(rng)
         asked = one.questions(rng, text)
-        if asked and 0 < len(text) <= LONGEST:
-            found.append(encoder.written(one.sample, text, asked))
+        if 0 < len(text) <= LONGEST:
+            found += _about_text(one.sample, text, asked, encoder, rng)
     return found
+
+
+def _about_text(
+    sample: Sample, text: str, asked: Sequence[tuple[str, str]], encoder: Encoder, rng: np.random.Generator
+) -> Iterator[Example]:
+    """Some questions about a text, now and then two of them one after another."""
+    left = list(asked)
+    for _ in range(QUESTIONS):
+        count = 2 if rng.random() < FOLLOWED else 1
+        if left:
+            yield encoder.written(sample, text, left[:count])
+            del left[:count]
 
 
 def batches(plan: Plan, stage: Stage, seed: int) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:

@@ -8,11 +8,12 @@ model learns to read what it is shown one line at a time.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
-from handlens.data.questions import ask, phrases, templates
+from handlens.data.questions import LANGUAGES, ask, phrases, templates
 from handlens.data.sample import Sample
 from handlens.data.structured import chance
 from handlens.layout import Box, Layout, find_layout
@@ -30,6 +31,8 @@ ACCENTS = str.maketrans("àáâãäåąçćčďéèêëęěíìîïňńóòôõ�
 OTHER_LANGUAGE = 0.3
 #: How often a text is shown of which nothing is asked but to read it, and that it is asked besides.
 ONLY_READ, READ_TOO = 0.3, 0.1
+#: Longer answers are the text itself, or a table of it.
+MOST_ASKED = 80
 #: The least characters of an answer that is known again where blanks part its letters.
 SPACED = 5
 #: The most characters of a text that questions are asked about.
@@ -118,8 +121,13 @@ class Transcript:
 
 
 def is_reading(sample: Sample) -> bool:
-    """Whether a sample asks for its text."""
-    return sample.question in templates("read", sample.language) or len(sample.answer) > 80
+    """Whether a sample asks for its text, or for much of it."""
+    return sample.question in _reading() or len(sample.answer) > MOST_ASKED
+
+
+@cache
+def _reading() -> frozenset[str]:
+    return frozenset(question for language in LANGUAGES for question in templates("read", language))
 
 
 def answer_stands_in(answer: str, text: str) -> bool:

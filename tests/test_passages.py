@@ -1,0 +1,75 @@
+"""The lines that a question speaks of are found, misread or not, with the values that belong to them."""
+
+import pytest
+
+from handlens.passages import passages
+
+INVOICE = """Bakery & Sons
+
+| Invoice no. | Date |  | Due date | Customer |
+| --- | --- | --- | --- | --- |
+| 6594644 | 27/02/09 |  | 30/03/29 | 818720 |
+| Description | Quantity | Unit price |  | Amount |
+| Rye bread | 2 | 3.00 |  | 6.00 |
+| Apple cake | 1 | 4.50 |  | 4.50 |
+| Subtotal |  |  |  | 10.50 |
+| Tolal |  |  |  | $11.55 |
+
+Street
+12 Mill Lane
+
+Thank you"""
+CHART = """Sales
+
+| 3.5 |  |  |  |
+| --- | --- | --- | --- |
+|  | 3.1 |  |  |
+| 2.0 |  | 1.1 |  |
+|  |  |  | 0.3 |
+|  | Monday | Tuesday | Wednesday |"""
+
+
+@pytest.mark.parametrize(
+    ("question", "found"),
+    [
+        ("Subtotal?", "Subtotal | 10.50"),
+        ("What is the price of “Apple cake”?", "Apple cake | 1 | 4.50 | 4.50"),
+        # Misread, and another row that is alike.
+        ("What does the invoice say for “Total”?", "Subtotal | 10.50\nTolal | $11.55"),
+        # The value of a label stands below it, in the same column or on the next line.
+        ("Customer?", "Customer | 818720 | Amount"),
+        ("Form: street?", "Street\n12 Mill Lane"),
+    ],
+)
+def test_a_question_finds_the_lines_that_it_speaks_of(question, found):
+    assert passages(INVOICE, question) == found
+
+
+def test_the_column_of_a_label_comes_with_it():
+    assert "Due date | 30/03/29" in passages(INVOICE, "What is the due date?")
+    assert (
+        passages(CHART, "What is the value of “Tuesday” in the chart?") == "Monday | Tuesday | Wednesday\n1.1 | Tuesday"
+    )
+
+
+def test_the_cell_where_a_row_and_a_column_cross_is_found():
+    found = passages(INVOICE, "What is in row “Rye bread”, column “Quantity”?").splitlines()
+    assert "Rye bread | 2 | 3.00 | 6.00" in found and any(line.startswith("Quantity | 2") for line in found)
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["Read the text in this image.", "What is the title?", "Wo ist der Hund?", "?", "Which one is the highest?"],
+)
+def test_where_no_line_has_words_of_the_question_all_of_the_text_is_left(question):
+    assert passages(CHART, question) == CHART
+
+
+def test_several_questions_find_the_lines_of_each_once_and_in_order():
+    found = passages(INVOICE, "Subtotal?", "Price of Rye bread?", "Subtotal?")
+    assert found == "Rye bread | 2 | 3.00 | 6.00\nSubtotal | 10.50"
+
+
+def test_short_texts_stay_as_they_are():
+    text = "Total 4.25\n\n| Cash | 5.00 |\n| --- | --- |"
+    assert passages(text, "Cash?") == text and passages("", "Cash?") == ""
