@@ -108,10 +108,7 @@ class Chat:
         the answer comes out of it where it can (reading.py).
         """
         inputs = self.prepare(msgs, params, system_prompt=system_prompt)
-        by_lines = self.config.family.reads_lines if by_lines is None else by_lines
-        if by_lines and len(inputs.images) == 1:
-            return self._by_lines(inputs, msgs, params, system_prompt, progress)
-        return self.run(inputs, params, progress)
+        return self._answer(inputs, msgs, params, system_prompt, progress, by_lines)
 
     def reply(
         self,
@@ -124,11 +121,18 @@ class Chat:
         """The whole answer."""
         return "".join(self.stream(msgs, params, system_prompt=system_prompt, by_lines=by_lines))
 
-    def _by_lines(
-        self, inputs: Inputs, msgs: Any, params: SamplingParams, system_prompt: str, progress: Progress | None
+    def _answer(
+        self,
+        inputs: Inputs,
+        msgs: Any,
+        params: SamplingParams,
+        system_prompt: str,
+        progress: Progress | None = None,
+        by_lines: bool | None = None,
     ) -> Iterator[str]:
-        """Pieces of the answer out of the text of an image, or else those to the inputs, which look at it."""
-        pieces = answer_by_lines(self, msgs, params, system_prompt, progress)
+        """Pieces of the answer: out of the text of the image where that is wanted and tells, or else to the inputs."""
+        wanted = self.config.family.reads_lines if by_lines is None else by_lines
+        pieces = answer_by_lines(self, msgs, params, system_prompt, progress) if wanted and inputs.images else None
         yield from self.run(inputs, params, progress) if pieces is None else pieces
 
     def prepare(
@@ -150,11 +154,13 @@ class Chat:
             msgs = [{"role": "system", "content": system_prompt}, *as_messages(msgs)]
         return self.processor(msgs, max_tokens=min(room, max_input_tokens or room))
 
-    def run(self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None) -> Iterator[str]:
-        """Pieces of the answer to prepared inputs."""
+    def run(
+        self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None, *, warns: bool = True
+    ) -> Iterator[str]:
+        """Pieces of the answer to prepared inputs. Where it ends because it only repeated itself, a warning says so."""
         ids = self.generator.generate(inputs, params, self.processor.stop_ids, progress)
         if self.config.family.ends_loops:
-            ids = until_loop(ids)
+            ids = until_loop(ids, warns)
         return stripped(until_stop(self._text(ids), params.stop))
 
     def _text(self, ids: Iterable[int]) -> Iterator[str]:
@@ -195,10 +201,7 @@ class Chat:
             raise InputError(f"num_beams={options['num_beams']} is beam search; it goes with sampling=False")
         params = SamplingParams(max_new_tokens=max_new_tokens, **options)
         inputs = self.prepare(msgs, params, system_prompt=system_prompt, max_input_tokens=max_inp_length)
-        if self.config.family.reads_lines and len(inputs.images) == 1:
-            pieces = self._by_lines(inputs, msgs, params, system_prompt, None)
-        else:
-            pieces = self.run(inputs, params)
+        pieces = self._answer(inputs, msgs, params, system_prompt)
         return pieces if stream else "".join(pieces)
 
     def eval(self) -> "Chat":

@@ -4,6 +4,7 @@ The recursive XY cut (Nagy and Seth 1984) on the pixels that differ from the pap
 its empty columns and rows. A model that reads lines better than pages is shown one line at a time (reading.py).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +14,8 @@ from PIL import Image
 
 from handlens.ink import LEAST_RULE, RULE_ACROSS, RULE_DOWN, beside, contrast, ink_of, rules_in, runs
 
+#: Images of more pixels are searched in a copy that is a whole number of times smaller.
+MOST_PIXELS = 3_000_000
 #: Angles that a page may be turned by, in degrees, and the least one that is worth turning it back.
 ANGLES, LEAST_ANGLE = np.arange(-5, 5.01, 0.5), 0.5
 #: The longest side of the picture that angles are tried on, and by how many rows they move what stands at its edge.
@@ -83,11 +86,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Layout:
-    """What was found. The boxes are in `image`, which stands upright."""
+    """What was found. The boxes are in pixels of `ink`, of which each is `scale` of the image, which stands upright."""
 
     image: Image.Image
     ink: np.ndarray = field(repr=False)  # bool [H, W]
     blocks: list[Text | Table]
+    scale: int = 1
 
     @property
     def lines(self) -> list[Box]:
@@ -101,8 +105,9 @@ class Layout:
     def picture(self, box: Box) -> Image.Image:
         """A line or a part of one with a margin around it."""
         margin = max(round(MARGIN * box.height), 2)
-        left, top = max(box.left - margin, 0), max(box.top - margin, 0)
-        right, bottom = min(box.right + margin, self.image.width), min(box.bottom + margin, self.image.height)
+        left, top = max(box.left - margin, 0) * self.scale, max(box.top - margin, 0) * self.scale
+        right = min((box.right + margin) * self.scale, self.image.width)
+        bottom = min((box.bottom + margin) * self.scale, self.image.height)
         cut = self.image.crop((left, top, right, bottom))
         wanted = round(SHORTEST * cut.height)
         if cut.width >= wanted:
@@ -110,7 +115,7 @@ class Layout:
         # A letter or two would be shown as large as a whole line.
         edge = np.concatenate([np.asarray(cut)[:, 0], np.asarray(cut)[:, -1]])
         wide = Image.new("RGB", (wanted, cut.height), tuple(int(level) for level in np.median(edge, axis=0)))
-        wide.paste(cut, (margin, 0))
+        wide.paste(cut, (margin * self.scale, 0))
         return wide
 
 
@@ -123,18 +128,21 @@ def lines_of(block: Text | Table) -> list[Box]:
 
 def find_layout(image: Image.Image) -> Layout:
     """The lines and tables of an image; no blocks where there are none, or where what there is does not look like text
-    (`looks_like_text`)."""
+    (`looks_like_text`). Large images are searched in a smaller copy."""
     image = image.convert("RGB")
-    differs = contrast(image)
+    scale = max(math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS)), 1)
+    small = image.reduce(scale)
+    differs = contrast(small)
     angle = tilt(ink_of(differs))
     if abs(angle) >= LEAST_ANGLE:
-        paper = tuple(int(level) for level in np.median(np.asarray(image).reshape(-1, 3), axis=0))
+        paper = tuple(int(level) for level in np.median(np.asarray(small).reshape(-1, 3), axis=0))
         image = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=paper)
-        differs = contrast(image)
+        small = image.reduce(scale)
+        differs = contrast(small)
     page = _Page(differs)
     blocks = [found for box in page.blocks(page.whole) for found in page.content(box)]
     lines = [line for block in blocks for line in lines_of(block)]
-    return Layout(image, page.ink, blocks if looks_like_text(ink_of(differs), lines) else [])
+    return Layout(image, page.ink, blocks if looks_like_text(ink_of(differs), lines) else [], scale)
 
 
 def tilt(ink: np.ndarray) -> float:

@@ -3,6 +3,7 @@ pages.
 """
 
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +17,7 @@ from PIL import Image
 
 from handlens.data.alphabets import language_like
 from handlens.data.questions import LANGUAGES, phrases, templates
+from handlens.engine.loops import repeats
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
@@ -23,6 +25,8 @@ from handlens.passages import passages
 from handlens.processor import Inputs, Processor, read_messages
 from handlens.prompts import Message
 from handlens.tokenizer import Tokenizer
+
+log = logging.getLogger("handlens")
 
 #: Lines are shown in parts that are at most this many times as wide as high, as in training.
 ASPECT = 16.0
@@ -53,9 +57,7 @@ class Reads(Protocol):
 
     def prepare(self, msgs: Any, params: SamplingParams, *, system_prompt: str = "") -> Inputs: ...
 
-    def run(self, inputs: Inputs, params: SamplingParams) -> Iterator[str]: ...
-
-    def reply(self, msgs: Any, params: SamplingParams, *, by_lines: bool | None = None) -> str: ...
+    def run(self, inputs: Inputs, params: SamplingParams, *, warns: bool = True) -> Iterator[str]: ...
 
 
 def read_by_lines(
@@ -79,8 +81,7 @@ def read_by_lines(
     with _together() as submit:
 
         def reply(picture: Image.Image, longest: int, language: str) -> "Future[str]":
-            msgs = [{"role": "user", "content": [picture, templates("read", language)[0]]}]
-            return submit(chat.reply, msgs, SamplingParams.greedy(max_new_tokens=longest), by_lines=False)
+            return submit(_read, chat, picture, longest, language)
 
         glance = reply(image, GLANCE, language or "en")
         if language is None:
@@ -91,22 +92,34 @@ def read_by_lines(
         if glance.result() in _refusals():
             return
         if language is None:
-            texts = (" ".join(answer.result() for answer in answers) for answers in tried)
+            texts = (_joined(" ", (answer.result() for answer in answers)) for answers in tried)
             language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
         answers = {
             line: [reply(layout.picture(part), longest, language) for part in layout.parts(line, ASPECT)]
             for line in lines
         }
-        done = count(1)
+        done, unread = count(1), 0
 
         def read(line: Box) -> str:
+            nonlocal unread
             found = [answer.result() for answer in answers[line]]
             if progress:
                 progress(next(done), len(lines))
-            # A speck, or a line of a drawing, is answered with a sentence that says so, a grid with an empty table.
-            return _joined(" ", (text for text in found if text not in _refusals() and "| ---" not in text))
+            unread += None in found
+            # A speck, or a line of a drawing, is answered with a sentence that says so.
+            return _joined(" ", (text for text in found if text not in _refusals()))
 
         yield from markdown(layout, read)
+        if unread:
+            log.warning("%d of %d lines could not be read and were left out", unread, len(lines))
+
+
+def _read(chat: Reads, picture: Image.Image, longest: int, language: str) -> str | None:
+    """The text of a picture of one line; None where the answer only repeats itself or is the frame of a table."""
+    params = SamplingParams.greedy(max_new_tokens=longest)
+    inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[0]]}], params)
+    text = " ".join("".join(chat.run(inputs, params, warns=False)).split())
+    return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
 
 
 @contextmanager
@@ -227,5 +240,5 @@ def _refusals() -> frozenset[str]:
     )
 
 
-def _joined(between: str, texts: Iterable[str]) -> str:
+def _joined(between: str, texts: Iterable[str | None]) -> str:
     return between.join(filter(None, texts))

@@ -132,3 +132,15 @@ def test_nothing_is_found_where_there_is_no_text(name):
         "tiny": Image.new("L", (1, 1)),
     }[name]
     assert find_layout(image).blocks == []
+
+
+def test_large_images_are_searched_small_and_shown_as_they_are():
+    small = page([(20, 20 + 40 * number, sentence(number, 7)) for number in range(6)], (640, 280))
+    image = small.resize((3840, 1680), Image.Resampling.BICUBIC)
+    layout = find_layout(image)
+    assert layout.scale == 2 and len(layout.lines) == 6
+    for line in layout.lines:
+        (part,) = layout.parts(line, 100.0)
+        picture = layout.picture(part)
+        assert picture.height > 2 * line.height and picture.width > 2 * line.width
+        assert (np.asarray(picture.convert("L"))[[0, -1]] > 200).all()

@@ -1,16 +1,21 @@
-"""What the model that ships reads line by line: a page with a table, and nothing where there is no text."""
+"""What the model that ships reads line by line, and how it answers out of that: a page with a table, and no text."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from handlens.chat import load
+from handlens.chat import Chat, load
 from handlens.cli.read import INSTRUCTION
+from handlens.data.questions import phrases
 from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, table_of
 from handlens.eval.run import Model
 from handlens.eval.suite import Item, Suite
-from handlens.reading import pieces_a_character, read_by_lines
+from handlens.reading import Texts, answer_by_lines, pieces_a_character, read_by_lines
+
+GREEDY = SamplingParams.greedy(max_new_tokens=64)
 
 TEXT = """Quarterly report
 
@@ -64,12 +69,73 @@ def test_nothing_is_read_where_the_model_sees_no_text(chat):
     assert list(read_by_lines(chat, Image.fromarray(noise))) == []
 
 
+class Counted:
+    """A generator that counts how often it is asked."""
+
+    def __init__(self, generator):
+        self.generator, self.count = generator, 0
+
+    def generate(self, *request):
+        self.count += 1
+        return self.generator.generate(*request)
+
+
+def test_questions_are_answered_out_of_the_text_which_is_read_once(chat, page):
+    fresh = Chat(chat.model)
+    fresh.generator = counted = Counted(chat.model.generator)
+    msgs = [{"role": "user", "content": [page, "What is the price of “Bread”?"]}]
+    assert fresh.reply(msgs, GREEDY) == "2.40"
+    assert counted.count > 14
+    counted.count = 0
+    msgs += [{"role": "assistant", "content": "2.40"}, {"role": "user", "content": "And what is the price of “Cake”?"}]
+    assert fresh.reply(msgs, GREEDY) == "13.00"
+    assert counted.count == 1
+    assert fresh.reply(msgs[:1], GREEDY, by_lines=False) == chat.reply(msgs[:1], GREEDY, by_lines=False)
+
+
+def test_the_whole_text_is_the_answer_where_it_is_asked_for(chat, page):
+    read = "".join(read_by_lines(chat, page))
+    assert chat.reply([{"role": "user", "content": [page, "What is written here?"]}], GREEDY) == read
+    assert chat.chat(page, [{"role": "user", "content": "Read the text in this image."}], temperature=0) == read
+
+
+def test_what_is_not_in_the_text_is_not_made_up(chat, page):
+    assert chat.reply([{"role": "user", "content": [page, "What is the price of “Milk”?"]}], GREEDY) == (
+        phrases("en").absent
+    )
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_only_one_image_is_read_by_lines(chat, page, count):
+    msgs = [{"role": "user", "content": [*[page] * count, "What is the price of “Bread”?"]}]
+    assert answer_by_lines(chat, msgs, GREEDY) is None
+    assert chat.reply(msgs, GREEDY) == chat.reply(msgs, GREEDY, by_lines=False)
+
+
+def test_the_image_is_looked_at_where_its_text_does_not_tell(chat, page):
+    msgs = [{"role": "user", "content": [page, "How many times does “bicycle” appear in the picture?"]}]
+    assert answer_by_lines(chat, msgs, GREEDY) is None
+    assert chat.reply(msgs, GREEDY) == chat.reply(msgs, GREEDY, by_lines=False)
+
+
+def test_texts_of_the_latest_images_are_remembered(chat):
+    texts = Texts(most=2)
+    blank = [Image.new("RGB", (40, 20 + n), "white") for n in range(3)]
+    for image in (*blank, blank[1]):
+        assert texts.of(chat, image) == ""
+    assert len(texts.known) == 2 and next(iter(texts.known)) != next(reversed(texts.known))
+
+
 def test_suites_that_ask_for_all_text_are_read_as_handlens_read_does(chat, page, tmp_path):
     page.save(tmp_path / "page.png")
     item = Item("1", tmp_path / "page.png", "Read the text.", TEXT, "Latin")
     plain = {"about": "", "score": lambda item, answer: {}, "measures": {}, "max_new_tokens": 200}
     suites = [Suite(name="a", transcribes=transcribes, **plain) for transcribes in (True, False)]
+    asking = Suite(name="a", asks=True, **plain)
     by_lines, whole = (Model(chat, "mini", by_lines=chosen) for chosen in (None, False))
+    assert by_lines.how(asking) == "by lines" and whole.how(asking) == ""
+    price = replace(item, question="What is the price of “Bread”?")
+    assert by_lines.answer(asking, price) == "2.40" != by_lines.answer(suites[1], price)
     said = "".join(read_by_lines(chat, page))
     assert by_lines.answer(suites[0], item) == said and by_lines.how(suites[0]) == "by lines"
     assert by_lines.answer(suites[1], item) == whole.answer(suites[0], item) != said

@@ -21,13 +21,14 @@ def repeats(ids: list[int]) -> bool:
     return False
 
 
-def until_loop(ids: Iterable[int]) -> Iterator[int]:
-    """The ids up to where they only repeat themselves; a warning says so."""
+def until_loop(ids: Iterable[int], warns: bool = True) -> Iterator[int]:
+    """The ids up to where they only repeat themselves; a warning says so where it `warns`."""
     seen: list[int] = []
     for token in ids:
         yield token
         seen.append(token)
         del seen[: -LONGEST_PERIOD * REPEATS - LEAST]
         if repeats(seen):
-            log.warning("the answer only repeated itself, and was ended there")
+            if warns:
+                log.warning("the answer only repeated itself, and was ended there")
             return
