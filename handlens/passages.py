@@ -7,8 +7,8 @@ from functools import cache, lru_cache
 
 from handlens.data.questions import LANGUAGES, kinds, templates
 
-#: So many lines are taken, each at least this share as good as the best one.
-MOST, SHARE = 3, 0.6
+#: So many lines are taken of those that are about as good as the best one: worth at least this share of it.
+MOST, SHARE = 2, 0.8
 #: What a word counts that questions have in common, such as "price" or "form", beside others.
 COMMON = 0.15
 #: Words alike by less than this are different ones; letters of a word that count.
@@ -17,8 +17,8 @@ ALIKE, LETTERS = 0.55, 6
 LEAST = 1.5
 #: A text of so few lines is left as it is.
 FEW = 4
-#: So many cells are taken from the column of a label, above it and below it.
-ABOVE, BELOW = 4, 2
+#: So many cells are taken from the column of a label: those below it, or those above a label that is the last.
+BELOW, ABOVE = 2, 4
 WORD = re.compile(r"[^\W_]+")
 RULE = re.compile(r"\|( ?-+ ?\|)+")
 
@@ -27,6 +27,10 @@ RULE = re.compile(r"\|( ?-+ ?\|)+")
 class _Line:
     cells: tuple[str, ...]  # one where it is no row of a table
     table: int  # the number of its table, -1 outside of any
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.cells)
 
 
 def passages(text: str, *questions: str) -> str:
@@ -42,16 +46,25 @@ def passages(text: str, *questions: str) -> str:
     found: dict[int, list[str]] = {}
     for question in questions:
         wanted = {word: (COMMON if word in _common() else 1.0) * min(len(word), LETTERS) for word in _words(question)}
-        worth = [_worth(" ".join(line.cells), wanted) for line in lines]
-        best = max(worth)
-        if best < LEAST:
+        chosen = _best(lines, wanted)
+        if not chosen:
             return text
-        places = sorted(range(len(lines)), key=lambda place: -worth[place])[:MOST]
-        chosen = [place for place in places if worth[place] >= SHARE * best]
-        for place in chosen:
+        # A row and a column are often asked for together.
+        said = {word for place in chosen for word in wanted if _worth(lines[place].text, {word: 1.0})}
+        others = _best(lines, {word: weight for word, weight in wanted.items() if word not in said}, 1)
+        for place in {*chosen, *others}:
             parts = found.setdefault(place, [])
-            parts += [part for part in _around(lines, place, chosen, wanted) if part not in parts]
+            crossing = chosen if place in others else others
+            parts += [part for part in _around(lines, place, crossing, wanted) if part not in parts]
     return "\n".join(part for place in sorted(found) for part in found[place])
+
+
+def _best(lines: Sequence["_Line"], wanted: dict[str, float], most: int = MOST) -> list[int]:
+    """The places of the lines that are worth most for the wanted words; [] where none is."""
+    worth = [_worth(line.text, wanted) for line in lines]
+    best = max(worth)
+    places = sorted(range(len(lines)), key=lambda place: -worth[place])[:most]
+    return [place for place in places if worth[place] >= max(SHARE * best, LEAST)]
 
 
 def _lines(text: str) -> list[_Line]:
@@ -66,8 +79,9 @@ def _lines(text: str) -> list[_Line]:
     return found
 
 
-def _around(lines: Sequence[_Line], place: int, chosen: Sequence[int], wanted: dict[str, float]) -> list[str]:
-    """A line, and what stands below its words or in their column where its own words have no value beside them."""
+def _around(lines: Sequence[_Line], place: int, crossing: Sequence[int], wanted: dict[str, float]) -> list[str]:
+    """A line, and what stands below its words or in their column where its own words have no value beside them: in the
+    `crossing` lines, or next to it."""
     line = lines[place]
     if line.table < 0:
         alone = len(_words(line.cells[0])) <= sum(_worth(word, wanted) > 0 for word in _words(line.cells[0])) + 1
@@ -83,12 +97,12 @@ def _around(lines: Sequence[_Line], place: int, chosen: Sequence[int], wanted: d
         for number, other in enumerate(lines)
         if other.table == line.table and len(other.cells) > cell and other.cells[cell]
     }
-    over = [text for number, text in column.items() if number < place][-ABOVE:]
-    under = [text for number, text in column.items() if number > place][:BELOW]
-    crossing = [column[number] for number in chosen if number in column and number != place]
-    found = [_row(line)] if beside else []
-    found += [" | ".join([line.cells[cell], *crossing])] if crossing else []
-    return [*found, " | ".join([*over, line.cells[cell], *under])]
+    crossed = [column[number] for number in crossing if number in column and number != place]
+    below = [text for number, text in column.items() if number > place][:BELOW]
+    above = [text for number, text in column.items() if number < place][-ABOVE:] if not below else []
+    beneath = [line.cells[cell], *crossed] if crossed else [*above, line.cells[cell], *below]
+    more = any(not _worth(word, wanted) for word in _words(line.cells[cell]))
+    return [*([_row(line)] if beside or more else []), " | ".join(beneath)]
 
 
 def _row(line: _Line) -> str:
@@ -125,5 +139,7 @@ def _worth(text: str, wanted: dict[str, float]) -> float:
 
 @cache
 def _common() -> frozenset[str]:
+    """The words of all questions that ask for something by its name."""
     sentences = (sentence for kind in kinds() for language in LANGUAGES for sentence in templates(kind, language))
-    return frozenset(word for sentence in sentences for word in _words(re.sub(r"\{\w+\}", " ", sentence)))
+    named = (re.sub(r"\{\w+\}", " ", sentence) for sentence in sentences if "{" in sentence)
+    return frozenset(word for sentence in named for word in _words(sentence))

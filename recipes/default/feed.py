@@ -32,7 +32,7 @@ logger = logging.getLogger("handlens")
 #: Batches that each process makes ahead, and those that wait in this process.
 AHEAD, READY = 3, 4
 #: Lines that are shown besides the text of a sample.
-LINES = 3
+LINES = 6
 #: So many questions are asked about a text, and this share of them is followed by another one.
 QUESTIONS, FOLLOWED = 3, 0.15
 #: After so many other texts each is shown once more, with other mistakes: finding the layout is what costs.

@@ -107,7 +107,7 @@ STAGES = (
         trains=("llm",),
         dense=0.0,
         turns=2,
-        notes=0.25,
+        notes=0.1,
         by_lines=0.95,
         tasks={
             **{"word": 0.03, "line": 0.1, "paragraph": 0.03, "block": 0.02, "notice": 0.01, "code": 0.01},
