@@ -145,6 +145,8 @@ def answer_by_lines(
     if not text:
         return None
     questions = [_words_of(message) for message in messages if message.role == "user"]
+    if is_reading(questions[-1]):
+        return iter([text])
     found = passages(text, *filter(None, questions))
     written = [{"role": message.role, "content": _in_words(message, found)} for message in messages]
     try:
@@ -169,6 +171,16 @@ def _words_of(message: Message) -> str:
     return "\n".join(part for part in message.parts if isinstance(part, str))
 
 
+def is_reading(question: str) -> bool:
+    """Whether a question is one of those that ask for all text (`data/questions.toml`), in any language."""
+    return question.strip() in _reading()
+
+
+@cache
+def _reading() -> frozenset[str]:
+    return frozenset(question for language in LANGUAGES for question in templates("read", language))
+
+
 class Texts:
     """What was read in the latest images, so that a conversation about one reads it once. Safe for many threads."""
 
@@ -180,7 +192,7 @@ class Texts:
     def of(self, chat: Reads, image: Image.Image, progress: Progress | None = None) -> str:
         """The text of an image; "" where there is none."""
         image = image.convert("RGB")
-        key = hashlib.blake2b(image.tobytes(), salt=repr(image.size).encode()[:16]).digest()
+        key = self.key(image)
         with self.lock:
             text = self.known.pop(key, None)
         if text is None:
@@ -190,6 +202,11 @@ class Texts:
             while len(self.known) > self.most:
                 self.known.popitem(last=False)
         return text
+
+    @staticmethod
+    def key(image: Image.Image) -> bytes:
+        """What tells an image from all others."""
+        return hashlib.blake2b(image.tobytes(), salt=repr(image.size).encode()[:16]).digest()
 
 
 def asked_of(text: str, question: str) -> str:

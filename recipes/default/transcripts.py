@@ -8,16 +8,15 @@ model learns to read what it is shown one line at a time.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 from PIL import Image
 
-from handlens.data.questions import LANGUAGES, ask, phrases, templates
+from handlens.data.questions import ask, phrases, templates
 from handlens.data.sample import Sample
 from handlens.data.structured import chance
 from handlens.layout import Box, Layout, find_layout
-from handlens.reading import ASPECT, LOOK, READ, SCRIPTS, markdown
+from handlens.reading import ASPECT, LOOK, READ, SCRIPTS, is_reading, markdown
 
 #: How often a line is misread, and what stands there then: a letter that looks alike, else one of the same text.
 MISREAD = 0.2
@@ -87,7 +86,7 @@ class Transcript:
         asked = [asked[place] for place in rng.permutation(len(asked))]
         if not sample.characters:
             return [(question, LOOK) for question, _ in asked]
-        reads = is_reading(sample)
+        reads = asks_for_text(sample)
         if reads:
             if not sample.more and not chance(rng, ONLY_READ):
                 return []
@@ -120,14 +119,9 @@ class Transcript:
         return Sample(picture, templates("read", asked)[0], answer, "line", language)
 
 
-def is_reading(sample: Sample) -> bool:
+def asks_for_text(sample: Sample) -> bool:
     """Whether a sample asks for its text, or for much of it."""
-    return sample.question in _reading() or len(sample.answer) > MOST_ASKED
-
-
-@cache
-def _reading() -> frozenset[str]:
-    return frozenset(question for language in LANGUAGES for question in templates("read", language))
+    return is_reading(sample.question) or len(sample.answer) > MOST_ASKED
 
 
 def answer_stands_in(answer: str, text: str) -> bool:
