@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from handlens.weights import LoadedModel
 
 DEFAULT = (
-    "no model was named, so the small one that ships with handlens answers: it reads printed text line by line, looks up "
-    "in it what is asked for, and mostly guesses at what has to be seen (docs/default-model.md). Load the real one, "
+    "no model was named, so the small one that ships with handlens answers: it reads printed text line by line, looks "
+    "up in it what is asked for, and mostly guesses at what has to be seen (docs/default-model.md). Load the real one, "
     "MiniCPM-Llama3-V 2.5 with 8 billion parameters, with --model FILE.gguf, its mmproj file beside it or given with "
     "--mmproj."
 )
