@@ -131,9 +131,14 @@ class Chat:
         by_lines: bool | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer: out of the text of the image where that is wanted and tells, or else to the inputs."""
-        wanted = self.config.family.reads_lines if by_lines is None else by_lines
-        pieces = answer_by_lines(self, msgs, params, system_prompt, progress) if wanted and inputs.images else None
+        pieces = None
+        if inputs.images and self.reads_by_lines(by_lines):
+            pieces = answer_by_lines(self, msgs, params, system_prompt, progress)
         yield from self.run(inputs, params, progress) if pieces is None else pieces
+
+    def reads_by_lines(self, wanted: bool | None = None) -> bool:
+        """Whether images are read line by line: what is wanted, or else what suits the model."""
+        return self.config.family.reads_lines if wanted is None else wanted
 
     def prepare(
         self,

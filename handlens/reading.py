@@ -158,7 +158,9 @@ def answer_by_lines(
         said += piece
         if said not in (LOOK, READ):
             return chain([said], pieces)
-    return {LOOK: None, READ: iter([text])}.get(said, iter([]))
+    if said == LOOK:
+        return None
+    return iter([text] if said == READ else [])
 
 
 def _in_words(message: Message, text: str) -> str:

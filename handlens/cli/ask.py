@@ -55,12 +55,12 @@ def ask_once(
         print_streamed(answer(chat, msgs, params, system, by_lines), [])
         tell_if_cut(chat, params, model_options)
         return
-    inputs = chat.prepare(msgs, params, system_prompt=system)
     text, first = "", None
     for piece in answer(chat, msgs, params, system, by_lines):
         first = first or time.perf_counter()
         text += piece
     times = {"load": loaded, "first_text": first, "end": time.perf_counter()}
+    inputs = chat.prepare(msgs, params, system_prompt=system)  # again, to tell about it: not while somebody waits
     facts = {"answer": text, **about(chat, inputs, paths), "answer_tokens": chat.generator.count}
     facts |= {"cut_off": is_cut(chat, params), "notices": notices(chat.model)}
     facts |= {f"seconds_to_{what}": round(when - started, 3) for what, when in times.items()}

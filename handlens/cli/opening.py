@@ -85,8 +85,9 @@ def answer(
 ) -> Iterator[str]:
     """The pieces of the answer; until the first comes, a terminal shows what is being done. The request is checked
     before this returns."""
-    by_lines = chat.config.family.reads_lines if by_lines is None else by_lines
-    with working("looking at the image", "lines" if by_lines else "slices") as progress:
+    seen = any(not isinstance(part, str) for msg in msgs for part in msg["content"])
+    unit = "lines" if chat.reads_by_lines(by_lines) else "slices"
+    with working("looking at the image" if seen else "reading the prompt", unit) as progress:
         pieces = chat.stream(msgs, params, system_prompt=system, progress=progress, by_lines=by_lines)
         first = next(pieces, "")
     return chain([first], pieces)

@@ -52,9 +52,9 @@ def transcribe(
     if out is not None and not out.parent.is_dir():
         raise InputError(f"there is no folder {out.parent} to write {out.name} to")
     chat = open_chat(model_options)
-    if by_lines is None:
-        by_lines = chat.model.config.family.reads_lines
-    if by_lines and _write(out, _by_lines(chat, pictures[0], lang, max_new_tokens, shown=out is None)):
+    if chat.reads_by_lines(by_lines) and _write(
+        out, _by_lines(chat, pictures[0], lang, max_new_tokens, shown=out is None)
+    ):
         return
     from handlens.engine.sampling import SamplingParams
 

@@ -51,7 +51,7 @@ class Model:
 
     def __init__(self, chat: Chat, name: str, settings: str = "", by_lines: bool | None = None):
         self.chat, self.name = chat, name
-        self.by_lines = chat.model.config.family.reads_lines if by_lines is None else by_lines
+        self.by_lines = chat.reads_by_lines(by_lines)
         self.digest = digest(chat.model.files, settings)
 
     def answers(self, suite: Suite, item: Item) -> bool:

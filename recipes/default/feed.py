@@ -96,8 +96,13 @@ def samples(sources: Sources, stage: Stage, seed: int, split: str) -> Iterator[S
 
 def any_language(rng: np.random.Generator, sources: Sources) -> str:
     """One of the languages, English more often than any other."""
-    weights = np.array([ENGLISH if language == "en" else 1.0 for language in sources.languages])
-    return sources.languages[rng.choice(len(weights), p=weights / weights.sum())]
+    return sources.languages[rng.choice(len(sources.languages), p=_chances(sources.languages))]
+
+
+@cache
+def _chances(languages: tuple[str, ...]) -> np.ndarray:
+    weights = np.array([ENGLISH if language == "en" else 1.0 for language in languages])
+    return weights / weights.sum()
 
 
 def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterator[Example]:

@@ -24,6 +24,8 @@ ABSENT, MISREAD = 0.12, 0.15
 #: Questions about a note with two columns.
 KINDS = ("form-field", "receipt-field", "invoice-field", "screen-setting", "menu-price", "receipt-item-price")
 KINDS += ("chart-value",)
+#: What a label is called in questions of a kind, where that is not "field".
+SLOTS = {"menu-price": "item", "receipt-item-price": "item", "chart-value": "label", "screen-setting": "name"}
 #: What stands between a label and its value where they are no table.
 BETWEEN = (": ", " ", " - ", ":\n", "\n", " ... ")
 
@@ -48,11 +50,11 @@ def note(rng: np.random.Generator, sources: Sources, language: str) -> Note:
     *labels, missing = labels if len(labels) > 1 else [*labels, "?"]
     columns = between(rng, 2, COLUMNS) if chance(rng, 0.25) else 1
     heads = list(dict.fromkeys(_label(rng, sources, language) for _ in range(columns)))
-    kinds = [_values(rng, language) for _ in heads]
+    kinds = [pick(rng, VALUES) for _ in heads]
     alike = chance(rng, 0.5)  # the values of a column
     rows = {}
     for label in labels:
-        ways = kinds if alike else [_values(rng, language) for _ in heads]
+        ways = kinds if alike else [pick(rng, VALUES) for _ in heads]
         rows[label] = [way(rng, sources, language) for way in ways]
     title = [phrase(rng, sources, language, TRAIN, 4, 30)] if chance(rng, 0.6) else []
     asked = _questions(rng, language, rows, heads, missing)
@@ -75,8 +77,7 @@ def _questions(
         answer = values[place]
         if chance(rng, ABSENT):
             label, answer = missing, phrases(language).absent
-        slot = {"menu-price": "item", "receipt-item-price": "item", "chart-value": "label", "screen-setting": "name"}
-        slots = {slot.get(kind, "field"): label} if len(heads) == 1 else {"row": label, "column": heads[place]}
+        slots = {SLOTS.get(kind, "field"): label} if len(heads) == 1 else {"row": label, "column": heads[place]}
         asked.append((ask(rng, kind if len(heads) == 1 else "table-cell", language, **slots), answer))
     return asked
 
@@ -118,11 +119,6 @@ def _captions(sources: Sources, language: str) -> tuple[str, ...]:
 
 
 Value = Callable[[np.random.Generator, Sources, str], str]
-
-
-def _values(rng: np.random.Generator, language: str) -> Value:
-    """A way to draw values of one kind."""
-    return VALUES[int(rng.integers(len(VALUES)))]
 
 
 def _money(rng: np.random.Generator, sources: Sources, language: str) -> str:
