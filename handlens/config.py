@@ -73,7 +73,7 @@ class Family:
     scaled: bool = False  # the language model multiplies by factors, see `Scaling`
     query_position: bool = False  # a learned position is added to the resampler's queries (2.0 only)
     resampler_head_dim: int = 128
-    vision_precision: str | None = None  # what the vision side computes in on a CPU; by default what is fast there
+    int8_vision: bool = True  # its vision side may compute in int8 on a CPU, where that is fast
     reads_lines: bool = False  # it reads lines better than pages, and answers out of what it read (reading.py)
     ends_loops: bool = False  # an answer that only repeats itself is ended; the published models go on, and so do we
     slices: SliceOptions = SliceOptions()
@@ -116,7 +116,7 @@ FAMILIES = {
             position_mode="grid_2d",
             template="llama3",
             # Such a tower is fast in floats, and int8 changed one answer in seven (docs/performance.md).
-            vision_precision="f32",
+            int8_vision=False,
             reads_lines=True,
             ends_loops=True,
             slices=SliceOptions(scale_resolution=224),

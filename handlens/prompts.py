@@ -41,6 +41,11 @@ class Message:
     role: str
     parts: tuple[str | ImageSlot, ...]
 
+    @property
+    def words(self) -> str:
+        """The content without its images."""
+        return "\n".join(part for part in self.parts if isinstance(part, str))
+
 
 @dataclass(frozen=True)
 class Turn:

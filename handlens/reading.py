@@ -30,15 +30,15 @@ log = logging.getLogger("handlens")
 
 #: Lines are shown in parts that are at most this many times as wide as high, as in training.
 ASPECT = 16.0
-#: The most tokens of a part, and of the answer that says whether there is anything to read.
-LONGEST, GLANCE = 128, 24
+#: The most tokens of a part, and of one that is only tried.
+LONGEST, TRIAL = 128, 24
 #: The texts of so many images are remembered.
 REMEMBERED = 16
 #: So many lines are read at a time: their tokens are computed together.
 TOGETHER = 8
-#: So many of the longest lines are read to tell the language of all, asked in a language of each script: a small model
-#: answers in letters of the language that it is asked in, and in the wrong ones that makes no words. Of the languages
-#: in Latin letters it is one with accents, for asked in English it leaves them out.
+#: So many of the longest lines are tried, to tell whether there is text at all and its language, asked in a language of
+#: each script: a small model answers in letters of the language that it is asked in, and in the wrong ones that makes
+#: no words. Of the languages in Latin letters it is one with accents, for asked in English it leaves them out.
 TRIED, SCRIPTS = 3, ("pt", "ru", "el")
 
 #: What the decoder says of text that it is asked about instead of an answer: that the image has to be looked at, and
@@ -72,7 +72,7 @@ def read_by_lines(
     Each line is a request of its own, answered greedily with at most `longest` tokens, and asked in `language`
     (`questions.LANGUAGES`), for a small model reads best what it is asked about in the language of the text; None is
     the language that the longest lines look like (`SCRIPTS`). Nothing comes where no lines were found, or where the
-    model says of the whole image that it can read nothing there: ask it about that then.
+    model can read none of the longest: ask it about the whole image then.
     """
     layout = find_layout(image)
     lines = layout.lines
@@ -80,19 +80,17 @@ def read_by_lines(
         return
     with _together() as submit:
 
-        def reply(picture: Image.Image, longest: int, language: str) -> "Future[str]":
+        def reply(picture: Image.Image, longest: int, language: str) -> "Future[str | None]":
             return submit(_read, chat, picture, longest, language)
 
-        glance = reply(image, GLANCE, language or "en")
-        if language is None:
-            wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
-            parts = [layout.picture(part) for line in wide for part in layout.parts(line, ASPECT)[:1]]
-            tried = [[reply(part, longest, asked) for part in parts] for asked in SCRIPTS]
+        wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
+        parts = [layout.picture(part) for line in wide for part in layout.parts(line, ASPECT)[:1]]
+        tried = [[reply(part, TRIAL, asked) for part in parts] for asked in ([language] if language else SCRIPTS)]
+        texts = [text for answers in tried if (text := _joined(" ", map(_said, answers)))]
         # Leaves and tiles look like lines as well.
-        if glance.result() in _refusals():
+        if not texts:
             return
         if language is None:
-            texts = (_joined(" ", (answer.result() for answer in answers)) for answers in tried)
             language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
         answers = {
             line: [reply(layout.picture(part), longest, language) for part in layout.parts(line, ASPECT)]
@@ -102,12 +100,10 @@ def read_by_lines(
 
         def read(line: Box) -> str:
             nonlocal unread
-            found = [answer.result() for answer in answers[line]]
+            unread += any(answer.result() is None for answer in answers[line])
             if progress:
                 progress(next(done), len(lines))
-            unread += None in found
-            # A speck, or a line of a drawing, is answered with a sentence that says so.
-            return _joined(" ", (text for text in found if text not in _refusals()))
+            return _joined(" ", map(_said, answers[line]))
 
         yield from markdown(layout, read)
         if unread:
@@ -120,6 +116,12 @@ def _read(chat: Reads, picture: Image.Image, longest: int, language: str) -> str
     inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[0]]}], params)
     text = " ".join("".join(chat.run(inputs, params, warns=False)).split())
     return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
+
+
+def _said(answer: "Future[str | None]") -> str:
+    """The text of a part; none for a speck, or a line of a drawing, which is answered with a sentence that says so."""
+    text = answer.result()
+    return "" if text is None or text in _refusals() else text
 
 
 @contextmanager
@@ -144,7 +146,7 @@ def answer_by_lines(
     text = chat.texts.of(chat, images[0], progress) if len(images) == 1 else ""
     if not text:
         return None
-    questions = [_words_of(message) for message in messages if message.role == "user"]
+    questions = [message.words for message in messages if message.role == "user"]
     if is_reading(questions[-1]):
         return iter([text])
     found = passages(text, *filter(None, questions))
@@ -165,12 +167,8 @@ def answer_by_lines(
 
 def _in_words(message: Message, text: str) -> str:
     """The content of a message with a text instead of its image, if it has one."""
-    words = _words_of(message)
+    words = message.words
     return words if all(isinstance(part, str) for part in message.parts) else asked_of(text, words)
-
-
-def _words_of(message: Message) -> str:
-    return "\n".join(part for part in message.parts if isinstance(part, str))
 
 
 def is_reading(question: str) -> bool:
@@ -259,5 +257,5 @@ def _refusals() -> frozenset[str]:
     )
 
 
-def _joined(between: str, texts: Iterable[str | None]) -> str:
+def _joined(between: str, texts: Iterable[str]) -> str:
     return between.join(filter(None, texts))

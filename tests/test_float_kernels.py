@@ -379,6 +379,7 @@ def test_bf16_is_the_default_where_the_processor_multiplies_it_and_refused_elsew
         monkeypatch.setenv("HANDLENS_ISA", isa)
         wanted = {"amx": "bf16", "avx2": "f32", "neon": "f32", "scalar": "f32"}.get(isa, "int8")
         assert choose_precision(None, ops) == wanted and choose_precision("f32", ops) == "f32"
+        assert choose_precision(None, ops, int8=False) == wanted.replace("int8", "f32")
     monkeypatch.setenv("HANDLENS_ISA", "scalar")
     with pytest.raises(InputError, match="'bf16', which this processor does not multiply; int8 or f32 is wanted"):
         choose_precision("bf16", ops)

@@ -99,7 +99,7 @@ class ModelOptions:
         typer.Option(
             metavar="|".join(VisionPrecision),
             help="What the vision tower computes in. Default: bf16 where the processor has it (AMX), else int8 where "
-            "it has dot products of bytes, else f32; the shipped model f32.",
+            "it has dot products of bytes (not for the shipped model), else f32.",
         ),
     ] = None
     low_memory: Annotated[

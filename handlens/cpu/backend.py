@@ -56,7 +56,7 @@ class CpuBackend:
     ):
         self.config = config
         self.arithmetic = choose_arithmetic()
-        self.vision_precision = choose_precision(vision_precision or config.family.vision_precision, self.arithmetic)
+        self.vision_precision = choose_precision(vision_precision, self.arithmetic, config.family.int8_vision)
         self.llama = Llama(config.llm, _in_memory("language", language, self.arithmetic, packs=packs), self.arithmetic)
         self.row_independent = _is_row_independent(self.llama)
         # What quantised weights make is less exact than float16; float models keep what they compute.
@@ -184,13 +184,14 @@ def choose_arithmetic() -> ModuleType:
     return ops if ops.native and wanted == "on" else reference
 
 
-def choose_precision(wanted: str | None, arithmetic: ModuleType) -> str:
+def choose_precision(wanted: str | None, arithmetic: ModuleType, int8: bool = True) -> str:
     """The one of VISION_PRECISIONS to compute in: what is wanted, or else bf16 where the processor multiplies it, f32
-    where int8 would save next to nothing, and otherwise int8. numpy computes in float32 whatever is chosen."""
+    where `int8` is not exact enough or would save next to nothing, and otherwise int8. numpy computes in float32
+    whatever is chosen."""
     has_bf16 = arithmetic is not ops or ops.multiplies_bf16()
     usable = [name for name in VISION_PRECISIONS if name != "bf16" or has_bf16]
     if not wanted:
-        return "bf16" if has_bf16 else "int8" if ops.is_quick_in_int8() else "f32"
+        return "bf16" if has_bf16 else "int8" if int8 and ops.is_quick_in_int8() else "f32"
     if wanted not in usable:
         why = "" if wanted not in VISION_PRECISIONS else ", which this processor does not multiply"
         raise InputError(f"the vision precision is {wanted!r}{why}; {' or '.join(usable)} is wanted")

@@ -3,7 +3,9 @@
 The sentences are the table `questions.toml`, beside this file.
 """
 
+import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -53,6 +55,52 @@ def ask(rng: "np.random.Generator", kind: str, language: str, **slots: str) -> s
     """A question of this kind, in words drawn by `rng`, with its slots filled in as they are."""
     choices = templates(kind, language)
     return choices[rng.integers(len(choices))].format(**slots)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that was understood: its kind, its language, and what its slots hold."""
+
+    kind: str
+    language: str
+    slots: dict[str, str]
+
+
+def understood(question: str, asked: Sequence[str]) -> Asked | None:
+    """The question as one of the kinds `asked`, in any language; None where it is in other words than the table's.
+    Case, blanks, kinds of quotation marks and the last mark do not matter."""
+    question = " ".join(question.split())
+    found = [
+        Asked(kind, language, match.groupdict())
+        for kind in asked
+        for language in LANGUAGES
+        for pattern in _patterns(kind, language)
+        if (match := pattern.fullmatch(question))
+    ]
+    # The sentence that says more itself leaves less to the slots.
+    return min(found, key=lambda asked: sum(map(len, asked.slots.values())), default=None)
+
+
+#: What quotes a thing, and what may end a sentence.
+QUOTES, ENDS = "\"“”„«»‘’'「」", "?!.。？；;:"
+
+
+@cache
+def _patterns(kind: str, language: str) -> tuple[re.Pattern, ...]:
+    """What matches the sentences of one kind in one language."""
+    patterns = []
+    for template in templates(kind, language):
+        pattern = ""
+        for part in re.split(r"(\{\w+\}|\s+)", template.rstrip(ENDS + " ")):
+            if part.startswith("{"):
+                pattern += f"(?P<{part[1:-1]}>.+?)"
+            elif part.strip():
+                # Quotation marks may be others, or none, and so may the blanks inside of them.
+                pattern += re.sub(f"[{QUOTES}]+", lambda _: f"[{QUOTES} ]*", re.escape(part))
+            else:
+                pattern += " ?"
+        patterns.append(re.compile(f"{pattern}[{ENDS} ]*", re.IGNORECASE))
+    return tuple(patterns)
 
 
 @cache

@@ -78,6 +78,13 @@ def draw_thing(rng: np.random.Generator, sources: Sources, language: str, split:
     return Scene(_paint(rng, sprites, [(thing, (0, 0, 1))], loose=True), (Fact("name", sprites.names[thing]),))
 
 
+def draw_alone(rng: np.random.Generator, sources: Sources, split: str) -> tuple[np.ndarray, int]:
+    """One thing, as large as it would be among others, uint8 [side, side, 3]; and which one of the sprites it is."""
+    sprites = _named(sources, sources.languages[0], split)
+    thing = int(rng.integers(len(sprites.names)))
+    return _paint(rng, sprites, [(thing, cell) for cell in _cells(rng, 1, between(rng, 1, 5))]), thing
+
+
 def draw_many(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Scene:
     """Some of a thing among some of up to three others; each of them can be asked for."""
     sprites = _named(sources, language, split)
@@ -135,13 +142,13 @@ SHADES: dict[str, Colour] = {
 }
 
 
-def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Scene:
-    """One to six shapes on a plain ground. What is asked for by name or colour is the only one of it."""
+def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split: str, most: int = 6) -> Scene:
+    """One to six shapes on a plain ground, or fewer. What is asked for by name or colour is the only one of it."""
     words, scale = phrases(language), 2
     side = pick(rng, SIDES)
     ground, *inks = rng.permutation(COLOURS).tolist()
     kinds = rng.permutation(SHAPES).tolist()
-    number = between(rng, 1, 6)
+    number = between(rng, 1, most)
     repeated = between(rng, 1, number)  # of the first shape, in one colour or several
     one_colour = chance(rng, 0.5)
     canvas = Canvas(side * scale, side * scale, _shade(rng, ground))

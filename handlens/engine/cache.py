@@ -25,12 +25,14 @@ class ImageCache:
         self.store = store
         self.bytes = 0
         self.entries: OrderedDict[tuple, np.ndarray] = OrderedDict()
+        self.coming: dict[tuple, threading.Event] = {}  # what other requests are computing
         self.lock = threading.Lock()
 
     def encode(
         self, images: Sequence[SlicedImage], progress: Progress | None = None, longest: int | None = None
     ) -> list[np.ndarray]:
-        """The vectors of each image, [slices * Q, D] float32; what is remembered is not computed.
+        """The vectors of each image, [slices * Q, D] float32; what is remembered is not computed, and what another
+        request computes is waited for.
 
         `longest` is the patch count of the longest slice of the request; it must be given if `images` are not all.
         """
@@ -38,13 +40,27 @@ class ImageCache:
         keys = [self.key(image, longest) for image in images]
         found = {key: self._recall(key, image) for key, image in zip(keys, images, strict=True)}
         missing = {key: image for key, image in zip(keys, images) if found[key] is None}
-        if missing:
-            vectors = self.backend.encode(list(missing.values()), longest, progress)
-            for key, vector in zip(missing, vectors):
-                found[key] = vector
-                self._remember(key, vector)
-                if self.store:
-                    self.store.put(self._name(key), vector)
+        with self.lock:
+            own = {key: image for key, image in missing.items() if key not in self.coming}
+            others = {key: self.coming[key] for key in missing.keys() - own.keys()}
+            self.coming |= {key: threading.Event() for key in own}
+        try:
+            if own:
+                vectors = self.backend.encode(list(own.values()), longest, progress)
+                for key, vector in zip(own, vectors):
+                    found[key] = vector
+                    self._remember(key, vector)
+                    if self.store:
+                        self.store.put(self._name(key), vector)
+        finally:
+            with self.lock:
+                arrived = [self.coming.pop(key) for key in own]
+            for event in arrived:
+                event.set()
+        for key, event in others.items():
+            event.wait()
+            # Again, for the other request may have failed.
+            (found[key],) = self.encode([missing[key]], progress, longest)
         return [found[key] for key in keys]
 
     def key(self, image: SlicedImage, longest: int) -> tuple:

@@ -22,6 +22,7 @@ from handlens.data.sample import TRAIN, Sample
 from handlens.data.sources import Sources
 from handlens.tokenizer import Tokenizer
 from recipes.default.batch import Encoder, Example, collate, shape_of
+from recipes.default.crops import thing
 from recipes.default.frozen import FrozenLayers
 from recipes.default.notes import note
 from recipes.default.stages import Stage
@@ -117,6 +118,8 @@ def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterato
             language = any_language(rng, sources)
             made = note(rng, sources, language)
             found = list(_about_text(made.sample(language), made.text, made.asked, encoder, rng))
+        elif split == TRAIN and rng.random() < stage.things:
+            found = [encoder.example(thing(rng, sources, any_language(rng, sources)), 0, rng)]
         else:
             found = _of_sample(next(drawn), encoder, stage, rng, shown)
         for example in found:

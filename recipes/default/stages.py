@@ -25,6 +25,7 @@ class Stage:
     strength: float = 1.0  # of degradations
     turns: int = 1  # the most questions that are asked about one picture
     notes: float = 0.0  # the share of examples that are questions about texts that were never drawn (notes.py)
+    things: float = 0.0  # the share of the other examples that show a thing alone (crops.py)
     by_lines: float = 0.0  # the share of pictures with text that are shown as their text and some of their lines
 
     def __post_init__(self):
@@ -115,6 +116,23 @@ STAGES = (
             **{"menu": 0.04, "screen": 0.06, "chart": 0.13, "plot": 0.005, "name": 0.01, "count": 0.06, "locate": 0.01},
             **{"shapes": 0.01, "present": 0.01, "absent": 0.12, "writing": 0.01, "language": 0.01},
             **{"blank": 0.015, "unreadable": 0.015, "photo": 0.015},
+        },
+    ),
+    Stage(
+        name="things",
+        share=0.2,
+        trains=("llm",),
+        dense=0.0,
+        dropout=0.0,
+        turns=4,
+        notes=0.04,
+        things=0.9,
+        by_lines=0.95,
+        tasks={
+            **{"word": 0.05, "line": 0.3, "paragraph": 0.08, "block": 0.05, "notice": 0.02, "code": 0.01},
+            **{"page": 0.03, "letter": 0.03, "table": 0.06, "receipt": 0.1, "invoice": 0.08, "form": 0.09},
+            **{"menu": 0.03, "screen": 0.05, "chart": 0.09, "plot": 0.005, "absent": 0.06, "writing": 0.01},
+            **{"language": 0.01, "blank": 0.015, "unreadable": 0.015, "photo": 0.015},
         },
     ),
 )
