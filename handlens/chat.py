@@ -13,7 +13,7 @@ from handlens.decode import Limits
 from handlens.engine.loops import until_loop
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, InputError
-from handlens.looking import answer_by_things
+from handlens.looking import count_things
 from handlens.processor import Inputs, Processor, as_messages
 from handlens.reading import Texts, answer_by_lines
 from handlens.tokenizer import StreamDecoder
@@ -29,8 +29,6 @@ class Generator(Protocol):
     def generate(
         self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
     ) -> Iterator[int]: ...
-
-    def log_chance(self, inputs: Inputs, ids: list[int]) -> float: ...
 
 
 def load(
@@ -108,7 +106,7 @@ class Chat:
 
         `msgs` is a list of {"role": "user" or "assistant", "content": text or a list of texts and images}. With
         `by_lines`, by default for models that read lines better than pages, the text of an image is read first and
-        the answer comes out of it where it can (reading.py), or out of its things, shown one by one (looking.py).
+        the answer comes out of it where it can (reading.py); where there is none, things are counted (looking.py).
         """
         inputs = self.prepare(msgs, params, system_prompt=system_prompt)
         return self._answer(inputs, msgs, params, system_prompt, progress, by_lines)
@@ -133,11 +131,11 @@ class Chat:
         progress: Progress | None = None,
         by_lines: bool | None = None,
     ) -> Iterator[str]:
-        """Pieces of the answer: out of the text of the image or of its things, each by itself, where that is wanted and
-        tells, or else to the inputs."""
+        """Pieces of the answer: out of the text of the image or a count of its things, where that is wanted and tells,
+        or else to the inputs."""
         pieces = None
         if inputs.images and self.reads_by_lines(by_lines):
-            pieces = answer_by_lines(self, msgs, params, system_prompt, progress) or answer_by_things(self, msgs)
+            pieces = answer_by_lines(self, msgs, params, system_prompt, progress) or count_things(self, msgs)
         yield from self.run(inputs, params, progress) if pieces is None else pieces
 
     def reads_by_lines(self, wanted: bool | None = None) -> bool:
@@ -171,10 +169,6 @@ class Chat:
         if self.config.family.ends_loops:
             ids = until_loop(ids, warns)
         return stripped(until_stop(self._text(ids), params.stop))
-
-    def log_chance(self, inputs: Inputs, answer: str) -> float:
-        """The natural logarithm of the chance that the answer to prepared inputs is this one, to its end."""
-        return self.generator.log_chance(inputs, [*self.tokenizer.encode(answer), self.processor.stop_ids[0]])
 
     def _text(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = StreamDecoder(self.tokenizer, shown=self.processor.shown_ids)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import numpy as np
 import pytest
@@ -264,6 +266,35 @@ def test_the_image_cache_is_bounded(tiny_model):
         chat.generator.embeddings(chat.prepare(user(picture(20, 20, seed), "?"), GREEDY))
         assert cache.bytes == sum(vectors.nbytes for vectors in cache.entries.values()) <= 3 * one
     assert len(cache.entries) == 3
+
+
+def test_an_image_in_several_requests_at_a_time_is_encoded_once(tiny_model, monkeypatch):
+    chat = load(tiny_model.model, tiny_model.mmproj)
+    cache, backend = chat.generator.images, chat.generator.backend
+    started, go, calls, encode = Event(), Event(), [], backend.encode
+
+    def slow(images, longest, progress=None):
+        calls.append(len(images))
+        if len(calls) == 1:
+            started.set()
+            assert go.wait(20)
+            raise KeyboardInterrupt
+        return encode(images, longest, progress)
+
+    monkeypatch.setattr(backend, "encode", slow)
+    (image,) = chat.prepare(user(picture(40, 30), "?"), GREEDY).images
+    (other,) = chat.prepare(user(picture(30, 40), "?"), GREEDY).images
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(cache.encode, [image], None, 63)
+        assert started.wait(20)
+        waiting = [pool.submit(cache.encode, images, None, 63) for images in ([image], [other, image])]
+        go.set()
+        with pytest.raises(KeyboardInterrupt):
+            first.result()
+        (one,), (_, same) = (answer.result() for answer in waiting)
+    np.testing.assert_array_equal(one, same)
+    # The request that failed left the image to one of the others.
+    assert calls == [1, 1, 1] and not cache.coming
 
 
 # the model card's chat

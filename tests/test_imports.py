@@ -32,7 +32,7 @@ FLOORS = {
     "checkpoint": {"gguf", "config", "errors"},
     "processor": {"config", "decode", "errors", "images", "prompts", "tokenizer"},
     "passages": {"data"},
-    "looking": {"data", "engine", "layout", "processor", "things", "tokenizer"},
+    "looking": {"data", "processor", "reading", "things"},
     "reading": {"data", "engine", "errors", "layout", "passages", "processor", "prompts", "tokenizer"},
     "backend": {"config", "images"},
     "cpu": {"cpu", "atomic", "backend", "config", "errors", "gguf", "images", "positions"},

@@ -18,7 +18,7 @@ from PIL import Image
 
 from handlens.chat import load
 from handlens.data.make import draw
-from handlens.data.questions import phrases
+from handlens.data.questions import phrases, templates
 from handlens.data.sample import HELD_OUT, TRAIN, Sample
 from handlens.data.sources import Sources
 from handlens.data.tasks import TASKS
@@ -32,9 +32,10 @@ from recipes.default import tokenizer as tokenizer_recipe
 from recipes.default.average import average
 from recipes.default.batch import CHARACTERS, CLASSES, Encoder, collate, pictures, plan_slices, shape_of
 from recipes.default.check import distance
+from recipes.default.crops import thing
 from recipes.default.decode import greedy
 from recipes.default.export import export
-from recipes.default.feed import Feed, Plan, batches
+from recipes.default.feed import Feed, Plan, batches, on_a_page
 from recipes.default.frozen import FrozenLayers
 from recipes.default.grow import grow, grow_tower
 from recipes.default.model import CELLS, DenseHead, Mini, VisionTower
@@ -629,6 +630,36 @@ def test_what_a_text_cannot_tell_has_to_be_looked_at(sources):
     assert known
     for one in known:
         assert dict(one.questions(rng, one.text(rng)))[one.sample.question] == refused
+
+
+def test_a_thing_alone_is_asked_for_its_name_in_several_languages(sources):
+    rng = np.random.default_rng(0)
+    names, samples = sources.sprites("train").names, [thing(rng, sources, "de") for _ in range(40)]
+    spoken = Counter()
+    for sample in samples:
+        high, wide, _ = sample.image.shape
+        assert high == wide
+        asked = [(sample.question, sample.answer), *sample.more]
+        if len(asked) < 3:  # a shape
+            assert sample.answer in (*phrases("de").shapes.values(), *phrases("de").colours.values())
+            continue
+        for question, answer in asked:
+            languages = [language for language in sources.languages if question in templates("name", language)]
+            assert any(answer in names[language] for language in languages)
+        spoken += Counter(language for language in ("de", "en") if sample.question in templates("name", language))
+    assert set(spoken) == {"de", "en"}
+
+
+def test_a_line_on_a_page_stands_where_its_glyphs_are_said_to_be(sources):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        line = draw(sources, "line", "en", 2, number, strength=0.0)
+        page = on_a_page(line, rng)
+        assert page.answer == line.answer and min(page.image.shape[:2]) >= 60
+        (left, top), (high, wide) = page.centres[0] - line.centres[0], line.image.shape[:2]
+        np.testing.assert_allclose(page.centres - line.centres, np.broadcast_to((left, top), line.centres.shape))
+        window = page.image[round(top) : round(top) + high, round(left) : round(left) + wide]
+        np.testing.assert_array_equal(window, line.image)
 
 
 @pytest.mark.parametrize(

@@ -107,10 +107,6 @@ class Counted:
             self.count += 1
             yield token
 
-    def log_chance(self, *request) -> float:
-        """The chance of an answer, as the generator gives it."""
-        return self.generator.log_chance(*request)
-
 
 def is_cut(chat: "Chat", params: "SamplingParams") -> bool:
     """Whether the latest answer broke off because it had as many tokens as were allowed."""

@@ -5,7 +5,6 @@ The sentences are the table `questions.toml`, beside this file.
 
 import re
 import tomllib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -33,6 +32,7 @@ class Phrases:
     no_text: str
     yes: str
     no: str
+    how_many: tuple[str, ...]  # what asks for a number of things
     positions: tuple[str, ...]  # nine, row by row from the top left
     colours: dict[str, str]  # by COLOURS
     shapes: dict[str, str]  # by SHAPES
@@ -57,50 +57,19 @@ def ask(rng: "np.random.Generator", kind: str, language: str, **slots: str) -> s
     return choices[rng.integers(len(choices))].format(**slots)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question that was understood: its kind, its language, and what its slots hold."""
-
-    kind: str
-    language: str
-    slots: dict[str, str]
-
-
-def understood(question: str, asked: Sequence[str]) -> Asked | None:
-    """The question as one of the kinds `asked`, in any language; None where it is in other words than the table's.
-    Case, blanks, kinds of quotation marks and the last mark do not matter."""
-    question = " ".join(question.split())
-    found = [
-        Asked(kind, language, match.groupdict())
-        for kind in asked
-        for language in LANGUAGES
-        for pattern in _patterns(kind, language)
-        if (match := pattern.fullmatch(question))
-    ]
-    # The sentence that says more itself leaves less to the slots.
-    return min(found, key=lambda asked: sum(map(len, asked.slots.values())), default=None)
-
-
-#: What quotes a thing, and what may end a sentence.
-QUOTES, ENDS = "\"“”„«»‘’'「」", "?!.。？；;:"
+def asks_how_many(question: str) -> bool:
+    """Whether a question asks for a number of things, in any language; some words for that ask for a price as well."""
+    return _how_many().search(question) is not None
 
 
 @cache
-def _patterns(kind: str, language: str) -> tuple[re.Pattern, ...]:
-    """What matches the sentences of one kind in one language."""
-    patterns = []
-    for template in templates(kind, language):
-        pattern = ""
-        for part in re.split(r"(\{\w+\}|\s+)", template.rstrip(ENDS + " ")):
-            if part.startswith("{"):
-                pattern += f"(?P<{part[1:-1]}>.+?)"
-            elif part.strip():
-                # Quotation marks may be others, or none, and so may the blanks inside of them.
-                pattern += re.sub(f"[{QUOTES}]+", lambda _: f"[{QUOTES} ]*", re.escape(part))
-            else:
-                pattern += " ?"
-        patterns.append(re.compile(f"{pattern}[{ENDS} ]*", re.IGNORECASE))
-    return tuple(patterns)
+def _how_many() -> re.Pattern:
+    said = (re.escape(words) for language in LANGUAGES for words in phrases(language).how_many)
+    return re.compile("|".join(_LETTER.sub(lambda _: r"\b", words) for words in said), re.IGNORECASE)
+
+
+#: The ends of what is said in letters that blanks part into words, which Chinese, Japanese and Korean ones are not.
+_LETTER = re.compile(r"^(?=[^\W\u3000-\uffff])|(?<=[^\W\u3000-\uffff])$")
 
 
 @cache
@@ -109,7 +78,7 @@ def phrases(language: str) -> Phrases:
     row = _table()["answers"][checked(language)]
     named = {"colours": COLOURS, "shapes": SHAPES, "languages": LANGUAGES}
     lists = {name: dict(zip(keys, row[name], strict=True)) for name, keys in named.items()}
-    return Phrases(**row | lists | {"positions": tuple(row["positions"])})
+    return Phrases(**row | lists | {name: tuple(row[name]) for name in ("how_many", "positions")})
 
 
 def language_of(name: str) -> str | None:

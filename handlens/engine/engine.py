@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 from handlens.backend import Backend, Cache, Progress
-from handlens.engine.beam import BeamSearch, log_softmax
+from handlens.engine.beam import BeamSearch
 from handlens.engine.cache import ImageCache, longest_slice
 from handlens.engine.lookup import Lookup
 from handlens.engine.prefix import Context, PrefixCache
@@ -130,15 +130,6 @@ class Engine:
                 rest = spans[index] >= start
                 embeddings[spans[index][rest] - start] = vectors[rest]
         return embeddings
-
-    def log_chance(self, inputs: Inputs, ids: list[int]) -> float:
-        """The natural logarithm of the chance that an answer begins with these ids, all of them read at once."""
-        prompt = self.embeddings(inputs)
-        said = self.backend.embed(np.array(ids[:-1], np.int32))
-        with self.lock:
-            cache = self.backend.new_cache()
-            logits = self.backend.forward([np.concatenate([prompt, said])], [cache], [len(ids)], prompt=True)
-        return float(sum(log_softmax(row)[token] for row, token in zip(logits, ids, strict=True)))
 
     def context(self, inputs: Inputs) -> Context:
         """What tells this prompt from all others."""

@@ -86,14 +86,6 @@ class TorchGenerator:
             thread.join()
 
     @torch.no_grad()
-    def log_chance(self, inputs: Inputs, ids: list[int]) -> float:
-        """The natural logarithm of the chance that an answer begins with these ids, all of them read at once."""
-        said = torch.tensor(ids, device=self.model.device)
-        read = torch.cat([self.embeddings(inputs), self.model.embed(said[None, :-1])], dim=1)
-        logits = self.model.llm(inputs_embeds=read, logits_to_keep=len(ids)).logits[0]
-        return float(logits.float().log_softmax(-1).gather(1, said[:, None]).sum())
-
-    @torch.no_grad()
     def embeddings(self, inputs: Inputs, progress: Progress | None = None) -> torch.Tensor:
         """The prompt [1, n, D]: token embeddings with the slices' vectors put in their places."""
         device = self.model.device

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch.multiprocessing
 
 from handlens.config import ModelConfig
 from handlens.data.make import draw
+from handlens.data.questions import ask
 from handlens.data.sample import TRAIN, Sample
 from handlens.data.sources import Sources
 from handlens.tokenizer import Tokenizer
@@ -34,6 +35,8 @@ logger = logging.getLogger("handlens")
 AHEAD, READY = 3, 4
 #: Lines that are shown besides the text of a sample.
 LINES = 6
+#: The sides of pages on which a line stands alone.
+PAGE = 60, 672
 #: So many questions are asked about a text, and this share of them is followed by another one.
 QUESTIONS, FOLLOWED = 3, 0.15
 #: After so many other texts each is shown once more, with other mistakes: finding the layout is what costs.
@@ -133,6 +136,8 @@ def _of_sample(
     """The examples that a sample makes: itself, or some of its lines and its text. Texts that were `shown` come again
     later."""
     strip = stage.strips[rng.integers(len(stage.strips))]
+    if sample.task == "line" and rng.random() < stage.sparse:
+        return [encoder.example(on_a_page(sample, rng), 0, rng)]
     transcript = Transcript.of(sample) if rng.random() < stage.by_lines else None
     if transcript is None:
         return [encoder.example(sample, strip, rng)]
@@ -144,6 +149,19 @@ def _of_sample(
         if 0 < len(text) <= LONGEST:
             found += _about_text(one.sample, text, asked, encoder, rng)
     return found
+
+
+def on_a_page(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The sample somewhere on an otherwise empty page of its ground's colour, asked for in English as often as not."""
+    high, wide = sample.image.shape[:2]
+    height, width = (max(side, int(rng.uniform(*PAGE))) for side in (high, wide))
+    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    edge = np.concatenate([sample.image[0], sample.image[-1]])
+    page = np.full((height, width, 3), np.median(edge, axis=0), np.uint8)
+    page[top : top + high, left : left + wide] = sample.image
+    language = "en" if rng.random() < 0.5 else sample.language
+    centres = sample.centres + np.array([left, top], sample.centres.dtype)
+    return replace(sample, image=page, centres=centres, question=ask(rng, "read", language))
 
 
 def _about_text(

@@ -26,6 +26,7 @@ class Stage:
     turns: int = 1  # the most questions that are asked about one picture
     notes: float = 0.0  # the share of examples that are questions about texts that were never drawn (notes.py)
     things: float = 0.0  # the share of the other examples that show a thing alone (crops.py)
+    sparse: float = 0.0  # the share of lines drawn alone that stand on a page of their own, mostly in several slices
     by_lines: float = 0.0  # the share of pictures with text that are shown as their text and some of their lines
 
     def __post_init__(self):
@@ -116,6 +117,22 @@ STAGES = (
             **{"menu": 0.04, "screen": 0.06, "chart": 0.13, "plot": 0.005, "name": 0.01, "count": 0.06, "locate": 0.01},
             **{"shapes": 0.01, "present": 0.01, "absent": 0.12, "writing": 0.01, "language": 0.01},
             **{"blank": 0.015, "unreadable": 0.015, "photo": 0.015},
+        },
+    ),
+    Stage(
+        name="sparse",
+        share=0.2,
+        trains=("llm",),
+        dense=0.0,
+        turns=2,
+        notes=0.04,
+        sparse=0.5,
+        by_lines=0.95,
+        tasks={
+            **{"word": 0.1, "line": 0.55, "paragraph": 0.05, "block": 0.03, "notice": 0.01, "code": 0.01},
+            **{"page": 0.02, "letter": 0.02, "table": 0.04, "receipt": 0.05, "invoice": 0.04, "form": 0.04},
+            **{"menu": 0.02, "screen": 0.02, "chart": 0.04, "absent": 0.04, "writing": 0.01, "language": 0.005},
+            **{"blank": 0.01, "unreadable": 0.01, "photo": 0.01, "count": 0.01, "shapes": 0.01},
         },
     ),
     Stage(
