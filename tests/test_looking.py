@@ -65,6 +65,6 @@ def test_many_different_things_are_not_counted(chat):
     pen = ImageDraw.Draw(image)
     for number in range(MOST + 1):
         x, y = 10 + number % 4 * 110, 10 + number // 4 * 110
-        hue = f"hsv({360 * number // (MOST + 1)}, 100%, {60 + 40 * (number % 2)}%)"
+        hue = f"hsv({300 * number // MOST}, 100%, {60 + 40 * (number % 2)}%)"
         pen.rectangle((x, y, x + 20 + 6 * (number % 2) * 8, y + 70), fill=hue)
     assert count_things(chat, user(image, "How many are there?")) is None
