@@ -7,7 +7,7 @@ are taken for those that are asked for.
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from handlens.data.questions import asks_how_many
+from handlens.data.questions import asks
 from handlens.processor import Processor, read_messages
 from handlens.reading import Texts
 from handlens.things import find_things
@@ -27,7 +27,7 @@ def count_things(chat: Looks, msgs: Any) -> Iterator[str] | None:
     """The answer to messages about one image without text, if the last one asks how many there are of something; None
     for other questions, and where no things stand apart from a calm ground: ask about the image then."""
     messages, images = read_messages(msgs, chat.processor.limits)
-    if len(images) != 1 or not asks_how_many(messages[-1].words) or chat.texts.of(chat, images[0]):
+    if len(images) != 1 or not asks("how_many", messages[-1].words) or chat.texts.of(chat, images[0]):
         return None
     things = find_things(images[0])
     if things is None or len(things.groups) > MOST:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from handlens.data.questions import LANGUAGES, kinds, templates
+from handlens.data.questions import LANGUAGES, asks, kinds, templates
 
 #: So many lines are taken of those that are about as good as the best one: worth at least this share of it.
 MOST, SHARE = 2, 0.8
@@ -20,6 +20,8 @@ FEW = 4
 #: So many cells are taken from the column of a label: those below it, or those above a label that is the last.
 BELOW, ABOVE = 2, 4
 WORD = re.compile(r"[^\W_]+")
+#: What a day looks like.
+DAY = re.compile(r"\b\d{1,4}([./-])\s?\d{1,2}\1\s?\d{1,4}\b")
 RULE = re.compile(r"\|( ?-+ ?\|)+")
 
 
@@ -45,6 +47,12 @@ def passages(text: str, *questions: str) -> str:
         return text
     found: dict[int, list[str]] = {}
     for question in questions:
+        # "When was this bought?" has no word of the line that says it.
+        dated = {place: days for place, line in enumerate(lines) if (days := _dated(line))}
+        if dated and asks("when", question):
+            for place in list(dated)[:MOST]:
+                found.setdefault(place, []).append(dated[place])
+            continue
         wanted = {word: (COMMON if word in _common() else 1.0) * min(len(word), LETTERS) for word in _words(question)}
         chosen = _best(lines, wanted)
         if not chosen:
@@ -57,6 +65,16 @@ def passages(text: str, *questions: str) -> str:
             crossing = chosen if place in others else others
             parts += [part for part in _around(lines, place, crossing, wanted) if part not in parts]
     return "\n".join(part for place in sorted(found) for part in found[place])
+
+
+def _dated(line: "_Line") -> str:
+    """The cells of a line that say a day, each with what stands before it where it says nothing else."""
+    found = []
+    for number, cell in enumerate(line.cells):
+        if match := DAY.search(cell):
+            before = next(filter(None, reversed(line.cells[:number])), "") if match[0] == cell.strip() else ""
+            found.append(" ".join(filter(None, (before, cell))))
+    return " | ".join(found)
 
 
 def _best(lines: Sequence["_Line"], wanted: dict[str, float], most: int = MOST) -> list[int]:

@@ -109,15 +109,16 @@ def test_slots_appear_in_the_question_as_they_are():
 def test_questions_for_a_number_are_known_in_every_language():
     for language in LANGUAGES:
         for kind in questions.kinds():
-            asking = [questions.asks_how_many(template) for template in questions.templates(kind, language)]
+            asking = [questions.asks("how_many", template) for template in questions.templates(kind, language)]
             # In many languages the words for that also ask for a price or a value.
             assert (
                 all(asking)
                 if kind == "count"
                 else not any(asking) or "price" in kind or "{" in "".join(questions.templates(kind, language))
             ), (kind, language)
-    assert questions.asks_how_many("And how  many cats?".replace("  ", " ")) and questions.asks_how_many("HOW MANY?")
-    assert not questions.asks_how_many("What does the country look like?")
+    assert questions.asks("how_many", "And how many cats?") and questions.asks("how_many", "HOW MANY?")
+    assert not questions.asks("how_many", "What does the country look like?")
+    assert questions.asks("when", "Wann ist das?") and not questions.asks("when", "Whenever?")
 
 
 def test_short_answers_are_complete_and_can_be_told_apart():

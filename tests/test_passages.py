@@ -73,3 +73,13 @@ def test_several_questions_find_the_lines_of_each_once_and_in_order():
 def test_short_texts_stay_as_they_are():
     text = "Total 4.25\n\n| Cash | 5.00 |\n| --- | --- |"
     assert passages(text, "Cash?") == text and passages("", "Cash?") == ""
+
+
+@pytest.mark.parametrize("question", ["When was this bought?", "Wann wurde das gekauft?", "Когда это было?"])
+def test_when_asks_for_the_cells_that_say_a_day(question):
+    text = (
+        "Corner Shop\n\n| Date: 16/05/2026 |  | Receipt no.: 3893 |\n| --- | --- | --- |\n| Bread | 2 | 3.10 |\n\n"
+        "| Valid until |  | 2026-06-01 |\n| --- | --- | --- |\n\nThank you\nCall 07458 393"
+    )
+    assert passages(text, question) == "Date: 16/05/2026\nValid until 2026-06-01"
+    assert "3.10" in passages(text, "What does the receipt say for “Bread”?")

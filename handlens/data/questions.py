@@ -32,7 +32,8 @@ class Phrases:
     no_text: str
     yes: str
     no: str
-    how_many: tuple[str, ...]  # what asks for a number of things
+    how_many: tuple[str, ...]  # what asks for a number of things, see `asks`
+    when: tuple[str, ...]
     positions: tuple[str, ...]  # nine, row by row from the top left
     colours: dict[str, str]  # by COLOURS
     shapes: dict[str, str]  # by SHAPES
@@ -57,14 +58,15 @@ def ask(rng: "np.random.Generator", kind: str, language: str, **slots: str) -> s
     return choices[rng.integers(len(choices))].format(**slots)
 
 
-def asks_how_many(question: str) -> bool:
-    """Whether a question asks for a number of things, in any language; some words for that ask for a price as well."""
-    return _how_many().search(question) is not None
+def asks(what: str, question: str) -> bool:
+    """Whether a question, in any language, asks for "how_many" things there are or "when" something was: whether it has
+    words for that, of which those for a number often ask for a price as well."""
+    return _asking(what).search(question) is not None
 
 
 @cache
-def _how_many() -> re.Pattern:
-    said = (re.escape(words) for language in LANGUAGES for words in phrases(language).how_many)
+def _asking(what: str) -> re.Pattern:
+    said = (re.escape(words) for language in LANGUAGES for words in getattr(phrases(language), what))
     return re.compile("|".join(_LETTER.sub(lambda _: r"\b", words) for words in said), re.IGNORECASE)
 
 
@@ -78,7 +80,7 @@ def phrases(language: str) -> Phrases:
     row = _table()["answers"][checked(language)]
     named = {"colours": COLOURS, "shapes": SHAPES, "languages": LANGUAGES}
     lists = {name: dict(zip(keys, row[name], strict=True)) for name, keys in named.items()}
-    return Phrases(**row | lists | {name: tuple(row[name]) for name in ("how_many", "positions")})
+    return Phrases(**row | lists | {name: tuple(row[name]) for name in ("how_many", "when", "positions")})
 
 
 def language_of(name: str) -> str | None:
