@@ -1,5 +1,7 @@
 """Which pixels of an image of printed text are ink, and which of those are rules."""
 
+from itertools import pairwise
+
 import numpy as np
 from PIL import Image
 
@@ -13,6 +15,9 @@ BAR, BAR_STEP, BAR_SHARE, BAR_LEVELS = (7, 61), (2, 12), 0.6, 24
 #: Rules are runs of at least so many pixels, across and down, that may be this faint and at most so thick. Dots that
 #: are so near to each other are a rule as well, if it is longer.
 RULE_ACROSS, RULE_DOWN, LEAST_RULE, THICKEST, DOT_GAP, DOTTED = 40, 30, 8, 6, 4, 100
+
+#: The sides of a box are at least so high and at most so thick, and begin and end this near to the ends of two rules.
+LEAST_SIDE, SIDE_THICKNESS, CORNER = 10, 4, 6
 
 
 def ink_of(differs: np.ndarray) -> np.ndarray:
@@ -60,6 +65,29 @@ def rules_in(ink: np.ndarray, faint: np.ndarray, least: float) -> tuple[np.ndarr
     to be ink. All bool [H, W]; rules lie along rows."""
     drawn = _rules(ink, least) | _rules(closed(ink), DOTTED)
     return drawn, drawn | _rules(faint, least) | _rules(closed(faint), DOTTED)
+
+
+def sides_in(ink: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Which ink is a side of a box, bool [H, W]: it goes down from the end of one of the rules that lie `across` to the
+    end of the next one. Such a side may be as low as a line of text."""
+    found = np.zeros_like(ink)
+    for way in (-1, 1):
+        ends: dict[int, list[int]] = {}  # by columns: the rows in which rules end on this side
+        for y in np.flatnonzero(across.any(axis=1)).tolist():
+            for left, right in runs(across[y]):
+                ends.setdefault(left if way < 0 else right - 1, []).append(y)
+        for end in ends:
+            # Outside of the end, for the corner may be round.
+            first, last = sorted((end - way, end + way * CORNER))
+            first = max(first, 0)
+            rows = sorted({y for column in range(first, last + 1) for y in ends.get(column, ())})
+            for top, bottom in pairwise(rows):
+                window = np.s_[top : bottom + 1, first : last + 1]
+                corner = min(CORNER - 2, (bottom - top) // 4)
+                whole = ink[window][corner : bottom - top - corner].all(axis=0)
+                if bottom - top >= LEAST_SIDE and 0 < whole.sum() <= SIDE_THICKNESS:
+                    found[window] = True
+    return found & ink
 
 
 def runs(filled: np.ndarray) -> list[tuple[int, int]]:

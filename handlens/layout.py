@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 from PIL import Image
 
-from handlens.ink import LEAST_RULE, RULE_ACROSS, RULE_DOWN, beside, contrast, ink_of, rules_in, runs
+from handlens.ink import LEAST_RULE, RULE_ACROSS, RULE_DOWN, beside, contrast, ink_of, rules_in, runs, sides_in
 
 #: Images of more pixels are searched in a copy that is a whole number of times smaller.
 MOST_PIXELS = 3_000_000
@@ -186,13 +186,14 @@ class _Page:
         ink, faint = ink_of(differs), differs > LEAST_RULE
         self.whole = Box(0, 0, ink.shape[1], ink.shape[0])
         across, self.across = rules_in(ink, faint, RULE_ACROSS)
-        self.ink = ink
+        sides = sides_in(ink, across)
+        self.ink = ink & ~sides
         # Letters have strokes that are as long as they are high.
         down, self.down = (
             rules.T for rules in rules_in(ink.T, faint.T, max(RULE_DOWN, 2 * self.line_height(self.whole)))
         )
         # The edges of rules are softer than they are.
-        self.ink = ink & ~beside(across) & ~beside(down.T).T
+        self.ink = ink & ~sides & ~beside(across) & ~beside(down.T).T
 
     def line_height(self, box: Box) -> float:
         """The usual height of a line in a box; 0 if all are too low to be read. Told from narrow strips of it, for

@@ -91,6 +91,35 @@ def test_tables_are_found_with_their_rows_and_columns(kind):
         assert [type(block) for block in blocks] == [Text, Table, Text]
 
 
+@pytest.mark.parametrize("radius", [0, 5])
+@pytest.mark.parametrize("labels", ["above", "inside"])
+def test_a_form_has_the_lines_of_its_labels_and_of_its_fields_and_not_the_sides_of_its_boxes(radius, labels):
+    fields = [("Last name", "Martin"), ("Date of birth", "12.05.1987"), ("Country", "Iceland"), ("Phone", "0716 76554")]
+    image = Image.new("RGB", (460, 320), "white")
+    draw, font, wanted = ImageDraw.Draw(image), ImageFont.load_default(14), []
+    for number, (label, value) in enumerate(fields):
+        y = 12 + 74 * number
+        box = (14, y + 20, 440, y + 46) if labels == "above" else (14, y, 440, y + 46)
+        draw.rounded_rectangle(box, radius, outline="#606060")
+        for text, top in ((label, y + 1), (value, y + 24)):
+            draw.text((24, top), text, "black", font)
+            wanted.append((24, top, font.getlength(text)))
+    lines = find_layout(image).lines
+    assert len(lines) == len(wanted)
+    for line, (left, top, wide) in zip(lines, wanted, strict=True):
+        assert abs(line.left - left) <= 3 and abs(line.width - wide) <= 4 and top <= line.top <= line.bottom <= top + 20
+
+
+def test_letters_between_two_rules_are_no_sides_of_a_box():
+    image = Image.new("RGB", (300, 90), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(20)
+    draw.line((20, 20, 280, 20), "black")
+    draw.line((20, 52, 280, 52), "black")
+    draw.text((20, 25), "HILL 12.50 HILL", "black", font)
+    (line,) = find_layout(image).lines
+    assert abs(line.left - 20) <= 2 and abs(line.width - font.getlength("HILL 12.50 HILL")) <= 4
+
+
 def test_a_list_is_no_table():
     marks = [(30, y, "-") for y in range(40, 160, 28)]
     texts = [(52, y, sentence(y, 6)) for y in range(40, 160, 28)]
