@@ -4,8 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import takewhile
 
 from handlens.data.questions import LANGUAGES, asks, kinds, templates
+from handlens.data.words import LABELS
 
 #: So many lines are taken of those that are about as good as the best one: worth at least this share of it.
 MOST, SHARE = 2, 0.8
@@ -19,6 +21,12 @@ LEAST = 1.5
 FEW = 4
 #: So many cells are taken from the column of a label: those below it, or those above a label that is the last.
 BELOW, ABOVE = 2, 4
+#: The fields of forms whose labels are known (`data/words.py`), and how alike a cell and one of them are.
+FIELDS = ("name", "first_name", "last_name", "date_of_birth", "street", "address", "postal_code", "city", "country")
+FIELDS += ("company", "occupation", "language", "phone", "email", "signature")
+SAME = 0.8
+#: An answer this much like a cell, and not in the text as it is, was copied from there with a mistake.
+COPIED = 0.75
 WORD = re.compile(r"[^\W_]+")
 #: What a day looks like.
 DAY = re.compile(r"\b\d{1,4}([./-])\s?\d{1,2}\1\s?\d{1,4}\b")
@@ -67,6 +75,16 @@ def passages(text: str, *questions: str) -> str:
     return "\n".join(part for place in sorted(found) for part in found[place])
 
 
+def as_written(text: str, answer: str) -> str:
+    """An answer out of a text in the text's own letters: small models misspell rare words that they copy."""
+    if not answer or answer.casefold() in text.casefold():
+        return answer
+    cells = {part.strip() for line in _lines(text) for cell in line.cells for part in (cell, cell.rpartition(":")[2])}
+    alike = {cell: _likeness(answer.casefold(), cell.casefold()) for cell in cells}
+    best = max(alike, key=alike.__getitem__, default="")
+    return best if alike.get(best, 0) >= COPIED else answer
+
+
 def _dated(line: "_Line") -> str:
     """The cells of a line that say a day, each with what stands before it where it says nothing else."""
     found = []
@@ -107,6 +125,8 @@ def _around(lines: Sequence[_Line], place: int, crossing: Sequence[int], wanted:
         return [line.cells[0], *(_row(other) for other in below)]
     cell = max(range(len(line.cells)), key=lambda number: _worth(line.cells[number], wanted))
     beside = next(filter(None, line.cells[cell + 1 :]), "")
+    if _is_label(beside):  # each value stands below its label
+        beside = ""
     inside = any(character.isdigit() for character in line.cells[cell])
     if inside or any(character.isdigit() for character in beside):
         return [_row(line)]
@@ -118,9 +138,11 @@ def _around(lines: Sequence[_Line], place: int, crossing: Sequence[int], wanted:
     crossed = [column[number] for number in crossing if number in column and number != place]
     below = [text for number, text in column.items() if number > place][:BELOW]
     above = [text for number, text in column.items() if number < place][-ABOVE:] if not below else []
+    below = list(takewhile(lambda text: not _is_label(text), below))
     beneath = [line.cells[cell], *crossed] if crossed else [*above, line.cells[cell], *below]
     more = any(not _worth(word, wanted) for word in _words(line.cells[cell]))
-    return [*([_row(line)] if beside or more else []), " | ".join(beneath)]
+    row = [_row(line)] if beside or more or beneath == [line.cells[cell]] else []
+    return [*row, *([" | ".join(beneath)] if len(beneath) > 1 else [])]
 
 
 def _row(line: _Line) -> str:
@@ -153,6 +175,18 @@ def _worth(text: str, wanted: dict[str, float]) -> float:
     return sum(
         weight * max((_likeness(word, other) for other in words), default=0.0) for word, weight in wanted.items()
     )
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_label(text: str) -> bool:
+    """Whether a cell says what stands in another one: it is a usual label of a form, in any language."""
+    plain = text.casefold().strip(" :")
+    return any(_likeness(plain, label) > SAME for label in _labels())
+
+
+@cache
+def _labels() -> frozenset[str]:
+    return frozenset(words[key].casefold() for words in LABELS.values() for key in FIELDS)
 
 
 @cache

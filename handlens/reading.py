@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from itertools import chain, count
+from itertools import count
 from typing import Any, Protocol
 
 from PIL import Image
@@ -21,7 +21,7 @@ from handlens.engine.loops import repeats
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
-from handlens.passages import passages
+from handlens.passages import as_written, passages
 from handlens.processor import Inputs, Processor, read_messages
 from handlens.prompts import Message
 from handlens.tokenizer import Tokenizer
@@ -155,14 +155,10 @@ def answer_by_lines(
         inputs = chat.prepare(written, params, system_prompt=system_prompt)
     except ContextError:
         return None
-    pieces, said = chat.run(inputs, params), ""
-    for piece in pieces:
-        said += piece
-        if said not in (LOOK, READ):
-            return chain([said], pieces)
+    said = "".join(chat.run(inputs, params))
     if said == LOOK:
         return None
-    return iter([text] if said == READ else [])
+    return iter([text if said == READ else as_written(found, said)])
 
 
 def _in_words(message: Message, text: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from handlens.passages import passages
+from handlens.passages import as_written, passages
 
 INVOICE = """Bakery & Sons
 
@@ -83,3 +83,42 @@ def test_when_asks_for_the_cells_that_say_a_day(question):
     )
     assert passages(text, question) == "Date: 16/05/2026\nValid until 2026-06-01"
     assert "3.10" in passages(text, "What does the receipt say for “Bread”?")
+
+
+FORM = """Form
+
+| Last name |  | Country |
+| --- | --- | --- |
+| Mitschke |  | Iceland |
+| Date of birth |  | Phone |
+| 12.05.1987 |  | 0716 76554 |"""
+
+
+@pytest.mark.parametrize(
+    ("label", "value"),
+    [("Last name", "Mitschke"), ("Country", "Iceland"), ("Date of birth", "12.05.1987"), ("Phone", "0716 76554")],
+)
+def test_a_label_beside_a_label_has_its_value_below(label, value):
+    assert passages(FORM, f"What does the form say for “{label}”?") == f"{label} | {value}"
+
+
+def test_a_label_below_a_label_is_not_its_value():
+    text = "| Beruf | Weichensteller |\n| --- | --- |\n| Straße | Am Tor 3 |\n| Land: | Chile |\n\nEnde\n\nSeite 1"
+    assert passages(text, "Beruf?") == "Beruf | Weichensteller"
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("Kazim-Schuchardt-Platz 4", "Kazim-Schuchhardt-Platz 4"),
+        ("Akar Šti.", "Akar Şti."),
+        ("10.50", "10.50"),
+        ("17.05.2026", "16.05.2026"),
+        ("That is not in the picture.", "That is not in the picture."),
+        ("", ""),
+    ],
+)
+def test_answers_are_spelled_as_in_the_text(said, written):
+    text = "| Straße | Kazim-Schuchhardt-Platz 4 |\n| --- | --- |\n| Summe | 10.50 |\n\nDatum: 16.05.2026\nAkar Şti."
+    assert as_written(text, said) == written
+    assert as_written("", said) == said
