@@ -22,6 +22,7 @@ from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
 from handlens.passages import as_written, passages
+from handlens.plotted import find_plotted
 from handlens.processor import Inputs, Processor, read_messages
 from handlens.prompts import Message
 from handlens.tokenizer import Tokenizer
@@ -40,6 +41,9 @@ TOGETHER = 8
 #: each script: a small model answers in letters of the language that it is asked in, and in the wrong ones that makes
 #: no words. Of the languages in Latin letters it is one with accents, for asked in English it leaves them out.
 TRIED, SCRIPTS = 3, ("pt", "ru", "el")
+
+#: Of so few lines all are read before the first is shown: they may be those of a chart (plotted.py).
+FEW = 40
 
 #: What the decoder says of text that it is asked about instead of an answer: that the image has to be looked at, and
 #: that all of the text is the answer.
@@ -86,12 +90,12 @@ def read_by_lines(
         wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
         parts = [layout.picture(part) for line in wide for part in layout.parts(line, ASPECT)[:1]]
         tried = [[reply(part, TRIAL, asked) for part in parts] for asked in ([language] if language else SCRIPTS)]
-        texts = [text for answers in tried if (text := _joined(" ", map(_said, answers)))]
+        said = [text for answers in tried if (text := _joined(" ", map(_said, answers)))]
         # Leaves and tiles look like lines as well.
-        if not texts:
+        if not said:
             return
         if language is None:
-            language = language_like(min(texts, key=lambda text: pieces_a_character(chat, text)))
+            language = language_like(min(said, key=lambda text: pieces_a_character(chat, text)))
         answers = {
             line: [reply(layout.picture(part), longest, language) for part in layout.parts(line, ASPECT)]
             for line in lines
@@ -105,7 +109,12 @@ def read_by_lines(
                 progress(next(done), len(lines))
             return _joined(" ", map(_said, answers[line]))
 
-        yield from markdown(layout, read)
+        if len(lines) <= FEW:
+            texts = {line: read(line) for line in lines}
+            chart = find_plotted(texts)
+            yield from [chart.markdown] if chart else markdown(layout, texts.__getitem__)
+        else:
+            yield from markdown(layout, read)
         if unread:
             log.warning("%d of %d lines could not be read and were left out", unread, len(lines))
 
