@@ -31,6 +31,8 @@ log = logging.getLogger("handlens")
 
 #: Lines are shown in parts that are at most this many times as wide as high, as in training.
 ASPECT = 16.0
+#: Which of the questions for text lines are asked with: in English the first has as many tokens as a line has vectors.
+QUESTION = 1
 #: The most tokens of a part, and of one that is only tried.
 LONGEST, TRIAL = 128, 24
 #: The texts of so many images are remembered.
@@ -122,7 +124,7 @@ def read_by_lines(
 def _read(chat: Reads, picture: Image.Image, longest: int, language: str) -> str | None:
     """The text of a picture of one line; None where the answer only repeats itself or is the frame of a table."""
     params = SamplingParams.greedy(max_new_tokens=longest)
-    inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[0]]}], params)
+    inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}], params)
     text = " ".join("".join(chat.run(inputs, params, warns=False)).split())
     return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
 

@@ -232,7 +232,7 @@ void rows_of(const Packed& packed, const Ids& ids, const OutMatrix& out) {
         if (ids.data()[i] < 0 || static_cast<size_t>(ids.data()[i]) >= w.rows)
             throw nb::value_error(("there is no row " + std::to_string(ids.data()[i]) + " of " + std::to_string(w.rows)).c_str());
     nb::gil_scoped_release release;
-    Pool::Lease pool;  // or the weights could move
+    Pool::Lease pool(Pool::Lease::Kind::among_others);  // or the weights could move
     for (size_t i = 0; i < ids.shape(0); i++) unpack_row(w, ids.data()[i], out.data() + i * w.columns);
 }
 
@@ -243,7 +243,7 @@ void compute(const Jobs& jobs) {
     {
         nb::gil_scoped_release release;
         const std::function<bool()> stop = interrupted;
-        Pool::Lease pool;
+        Pool::Lease pool(Pool::Lease::Kind::among_others);
         whole = jobs(Work{pool, stop});
     }
     if (!whole) throw nb::python_error();
@@ -478,11 +478,11 @@ void decode(const Decoder& decoder, const OutMatrix& x, const Matrix& cos, const
         nb::gil_scoped_release release;
         const std::function<bool()> stop = interrupted;
         for (size_t i = 0; i < layers && whole; i++) {
-            Pool::Lease pool;  // one a layer, so that other models get their turn
+            Pool::Lease pool(Pool::Lease::Kind::among_others);  // one a layer, so that other models get their turn
             whole = run_decoder_layer({pool, stop}, decoder.layers[i], shape, x.data(), rows, cos.data(), sin.data(),
                                       cached[i], half, bf16);
         }
-        Pool::Lease pool;
+        Pool::Lease pool(Pool::Lease::Kind::among_others);
         whole = whole && run_decoder_end({pool, stop}, decoder.norm, decoder.output, shape, x.data(), cached[0], tails,
                                          logits.data());
     }

@@ -87,9 +87,39 @@ void Pool::work() {
     }
 }
 
+Pool::Lease::Lease(Kind kind) : pool_(get()), kind_(kind) {
+    std::unique_lock lock(pool_.leases_);
+    const bool exclusive = kind == Kind::exclusive;
+    pool_.callers_ += !exclusive;
+    pool_.exclusive_waiting_ += exclusive;
+    pool_.returned_.wait(lock, [&] {
+        if (pool_.taken_ || (!exclusive && pool_.exclusive_waiting_)) return false;
+        alone_ = !exclusive && pool_.callers_ >= pool_.threads_;
+        return alone_ ? pool_.alone_ < pool_.threads_ : pool_.alone_ == 0;
+    });
+    pool_.exclusive_waiting_ -= exclusive;
+    pool_.alone_ += alone_;
+    pool_.taken_ = !alone_;
+    if (!pool_.spare_.empty()) {
+        scratch_ = std::move(pool_.spare_.back());
+        pool_.spare_.pop_back();
+    }
+}
+
+Pool::Lease::~Lease() {
+    {
+        std::lock_guard lock(pool_.leases_);
+        pool_.callers_ -= kind_ == Kind::among_others;
+        pool_.alone_ -= alone_;
+        pool_.taken_ = false;
+        if (scratch_.memory && pool_.spare_.size() < pool_.threads_) pool_.spare_.push_back(std::move(scratch_));
+    }
+    pool_.returned_.notify_all();
+}
+
 bool Pool::Lease::run(size_t count, const std::function<void(size_t)>& task, const std::function<bool()>& stop) {
     Pool::Job job{count, &task};
-    const bool shared = count > 1 && pool_.threads_ > 1;
+    const bool shared = !alone_ && count > 1 && pool_.threads_ > 1;
     if (shared) {
         pool_.start_workers();
         {
@@ -121,12 +151,11 @@ bool Pool::Lease::run(size_t count, const std::function<void(size_t)>& task, con
 }
 
 uint8_t* Pool::Lease::scratch(size_t bytes) {
-    if (bytes > pool_.scratch_bytes_) {
-        pool_.scratch_.reset();
-        pool_.scratch_ = allocate(bytes);
-        pool_.scratch_bytes_ = bytes;
+    if (bytes > scratch_.bytes) {
+        scratch_ = {};
+        scratch_ = {allocate(bytes), bytes};
     }
-    return pool_.scratch_.get();
+    return scratch_.memory.get();
 }
 
 void Pool::Lease::set_threads(size_t count) {

@@ -314,6 +314,29 @@ def test_python_threads_and_two_models_share_the_pool(threads):
         assert all(callers.map(many, pairs * 2))
 
 
+@needs_native
+def test_what_nobody_may_compute_beside_gets_its_turn_among_many_callers(threads):
+    threads(2)
+    tensor, x = random_tensor("Q4_K", 200, 512), activations(9, 512)
+    weight, wanted, ended = ops.pack(tensor), twin(x, tensor), threading.Event()
+
+    def many():
+        right = True
+        while not ended.is_set():
+            right &= np.array_equal(ops.linear(x, weight), wanted)
+        return right
+
+    with ThreadPoolExecutor(4) as callers:
+        answers = [callers.submit(many) for _ in range(4)]
+        try:
+            for count in (1, 3, 2) * 4:
+                ops.set_threads(count)
+                np.testing.assert_array_equal(ops.linear(x, ops.pack(tensor)), wanted)
+        finally:
+            ended.set()
+        assert all(answer.result() for answer in answers)
+
+
 # In bfloat16, as prompts are
 
 
