@@ -157,3 +157,20 @@ def test_suites_that_ask_for_all_text_are_read_as_handlens_read_does(chat, page,
 )
 def test_words_take_fewer_tokens_than_what_looks_like_them_in_other_letters(chat, words, lookalikes):
     assert pieces_a_character(chat, words) < pieces_a_character(chat, lookalikes)
+
+
+def test_a_chart_with_values_over_its_labels_is_read_as_a_table(chat):
+    image = Image.new("RGB", (460, 340), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(20)
+    rows = [("North", "75.5"), ("South", "32.0"), ("East", "51.2"), ("West", "18.4")]
+    draw.text((30, 10), "Sales in spring", "black", font)
+    draw.line((30, 290, 440, 290), "black", 2)
+    for place, (label, value) in enumerate(rows):
+        left, top = 50 + 100 * place, 290 - int(2.8 * float(value))
+        draw.rectangle((left, top, left + 60, 289), "#88a8d8")
+        draw.text((left + 30, top - 6), value, "black", font, "mb")
+        draw.text((left + 30, 300), label, "black", font, "mt")
+    text = "".join(read_by_lines(chat, image))
+    assert text.splitlines()[-4:] == [f"| {label} | {value} |" for label, value in rows]
+    question = "What is the value of “South” in the chart?"
+    assert chat.reply([{"role": "user", "content": [image, question]}], GREEDY) == "32.0"
