@@ -12,8 +12,10 @@ FEWEST, FILLED = 3, 0.6
 #: Labels stand in a row whose middles differ by less than this share of their height; a value stands above a label
 #: where their middles differ by less than this share of the distance of two labels.
 LEVEL, ABOVE = 0.6, 0.35
-#: Values are no longer than this.
-LONGEST = 14
+#: A chart has at most so many lines of text above it, and below its labels.
+TITLES, BELOW = 4, 1
+#: What a value looks like: a number, with a unit of a few letters.
+VALUE = re.compile(r"\W*[^\W\d]{0,3}\W*\d[\d.,\s]*[^\d]{0,4}")
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ def find_plotted(texts: Mapping[Box, str]) -> Plotted | None:
     """The chart that lines with these texts are; None where they are none, or one of another kind."""
     lines = [line for line, text in texts.items() if text]
     for row in _rows(lines):
-        if len(row) < FEWEST or _are_ticks([texts[line] for line in row]):
+        below = [line for line in lines if line.top >= row[0].bottom]
+        if len(row) < FEWEST or len(below) > BELOW or _are_ticks([texts[line] for line in row]):
             continue
         step = (_middle(row[-1]) - _middle(row[0])) / (len(row) - 1)
         above = [line for line in lines if line.bottom <= row[0].top and _is_value(texts[line])]
@@ -45,6 +48,8 @@ def find_plotted(texts: Mapping[Box, str]) -> Plotted | None:
             highest = min(value.top for value in alone)
             titles = [texts[line] for line in lines if line.bottom <= highest and not _is_value(texts[line])]
             values = [texts[found[0]] if len(found) == 1 else "" for found in columns]
+            if len(titles) > TITLES:
+                return None
             return Plotted(titles, [(texts[label], value) for label, value in zip(row, values, strict=True)])
     return None
 
@@ -80,4 +85,4 @@ def _level(line: Box) -> float:
 
 
 def _is_value(text: str) -> bool:
-    return len(text) <= LONGEST and any(character.isdigit() for character in text)
+    return VALUE.fullmatch(text) is not None

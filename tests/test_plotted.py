@@ -50,8 +50,11 @@ def test_years_are_labels_and_the_numbers_of_an_axis_are_not():
         chart(LABELS, [(80, "7.5 €"), (180, ""), (140, "")]),
         chart(LABELS, [(180, "2019"), (180, "2020"), (180, "2022")]),
         chart(LABELS, [(80, "up"), (180, "down"), (140, "steady")]),
+        chart(LABELS, [(80, "Flat 4"), (180, "3 Mill Lane"), (140, "5")]),
+        chart(LABELS, VALUES, *[(200, 330 + 30 * number, f"Total {number}") for number in range(2)]),
+        chart(LABELS, VALUES, *[(200, 10 + 14 * number, "Corner Shop") for number in range(5)]),
     ],
-    ids=["nothing", "two", "values are missing", "a table", "words"],
+    ids=["nothing", "two", "values are missing", "a table", "words", "addresses", "sums below", "much text above"],
 )
 def test_other_things_are_no_such_chart(texts):
     assert find_plotted(texts) is None
