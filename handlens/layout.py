@@ -24,6 +24,8 @@ TURNED_SIDE, SHEAR_ROOM = 512, 24
 COLUMN_GAP, COLUMN_WIDTH, COLUMN_FILL = 1.3, 14.0, 0.65
 #: Columns of a table stand at least this many heights of a line apart. One row in so many may lie across a gap.
 CELL_GAP, ROWS_A_SPAN = 0.6, 5
+#: The share of the columns that rules part where they part all.
+RULED = 0.6
 #: A gap of this many heights of a line parts what stands beside each other, not two words.
 WIDE_GAP = 1.6
 #: ... and more than so many gaps between letters.
@@ -345,7 +347,12 @@ class _Page:
     def _table_columns(self, box: Box, filled: np.ndarray, height: float) -> list[tuple[int, int]]:
         """The columns of a table, counted from the left of its box; fewer than two where it is none."""
         gap = self._cell_gap(filled, height) * (1 if len(filled) > 2 else 2)
-        columns = self._cut(box, filled.sum(axis=0) > len(filled) // ROWS_A_SPAN, gap)
+        common = filled.sum(axis=0) > len(filled) // ROWS_A_SPAN
+        columns = self._cut(box, common, gap)
+        # Where rules part most columns they part all, and other gaps are those between words.
+        ruled = self._cut(box, common, math.inf)
+        if len(ruled) > 2 and len(ruled) >= RULED * len(columns):
+            columns = ruled
         is_list = len(columns) == 2 and columns[0][1] - columns[0][0] < MARK * height
         if len(columns) < 2 or (is_list and not self._separators(box).any()):
             return []

@@ -120,6 +120,28 @@ def test_letters_between_two_rules_are_no_sides_of_a_box():
     assert abs(line.left - 20) <= 2 and abs(line.width - font.getlength("HILL 12.50 HILL")) <= 4
 
 
+def test_between_rules_two_words_of_a_heading_are_one_cell():
+    image = Image.new("RGB", (520, 150), "white")
+    draw, edges = ImageDraw.Draw(image), (10, 130, 300, 400, 510)
+    rows = [
+        ("Day", "Schone    Januar", "Count", "Town"),
+        ("Monday", "8.78", "12", "Bern"),
+        ("Friday", "5.87", "6", "Rome"),
+    ]
+    for row, cells in enumerate(rows):
+        draw.line((10, 10 + 44 * row, 510, 10 + 44 * row), "black")
+        for left, right, text in zip(edges, edges[1:], cells, strict=False):
+            # Numbers stand at the right, below the second word.
+            place = (right - 8 - FONT.getlength(text)) if text[0].isdigit() else left + 8
+            draw.text((place, 20 + 44 * row), text, "black", FONT)
+    draw.line((10, 142, 510, 142), "black")
+    for edge in edges:
+        draw.line((edge, 10, edge, 142), "black")
+    (table,) = find_layout(image).blocks
+    assert isinstance(table, Table)
+    assert [[len(cell) for cell in row] for row in table.rows] == [[1, 2, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
 def test_a_list_is_no_table():
     marks = [(30, y, "-") for y in range(40, 160, 28)]
     texts = [(52, y, sentence(y, 6)) for y in range(40, 160, 28)]
