@@ -121,7 +121,7 @@ def examples(plan: Plan, stage: Stage, seed: int, split: str = TRAIN) -> Iterato
             language = any_language(rng, sources)
             made = note(rng, sources, language)
             found = list(_about_text(made.sample(language), made.text, made.asked, encoder, rng))
-        elif split == TRAIN and rng.random() < stage.things:
+        elif split == TRAIN and stage.things and rng.random() < stage.things:
             found = [encoder.example(thing(rng, sources, any_language(rng, sources)), 0, rng)]
         else:
             found = _of_sample(next(drawn), encoder, stage, rng, shown)
@@ -136,7 +136,7 @@ def _of_sample(
     """The examples that a sample makes: itself, or some of its lines and its text. Texts that were `shown` come again
     later."""
     strip = stage.strips[rng.integers(len(stage.strips))]
-    if sample.task == "line" and rng.random() < stage.sparse:
+    if sample.task == "line" and stage.sparse and rng.random() < stage.sparse:
         return [encoder.example(on_a_page(sample, rng), 0, rng)]
     transcript = Transcript.of(sample) if rng.random() < stage.by_lines else None
     if transcript is None:
