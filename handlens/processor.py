@@ -28,13 +28,14 @@ class Inputs:
 
     `input_ids` int32 [n]; `image_bound` int32 [N, 2], [start, end) of the query positions of each of the N slices;
     `images` one SlicedImage an image, so that N is the number of all their slices, in order; `answers` int32 [A, 2],
-    [start, end) of the texts of earlier answers.
+    [start, end) of the texts of earlier answers. Of a request that comes `once` nothing is kept for later ones.
     """
 
     input_ids: np.ndarray
     image_bound: np.ndarray
     images: tuple[SlicedImage, ...]
     answers: np.ndarray
+    once: bool = False
 
 
 class Processor:

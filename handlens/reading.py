@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from itertools import count
 from typing import Any, Protocol
@@ -125,7 +126,8 @@ def _read(chat: Reads, picture: Image.Image, longest: int, language: str) -> str
     """The text of a picture of one line; None where the answer only repeats itself or is the frame of a table."""
     params = SamplingParams.greedy(max_new_tokens=longest)
     inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}], params)
-    text = " ".join("".join(chat.run(inputs, params, warns=False)).split())
+    # No other request begins like this one.
+    text = " ".join("".join(chat.run(replace(inputs, once=True), params, warns=False)).split())
     return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
 
 

@@ -1,6 +1,7 @@
 """Keys and values of one request serve another, and nothing in the answer tells."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,6 +244,14 @@ def test_memory_is_bounded_and_the_longest_unused_goes_first(tiny_model):
     store.max_bytes = 1
     store.keep(contexts[1], cache, ())
     assert store.entries == [] and store.bytes == 0
+
+
+def test_a_request_that_comes_once_leaves_nothing_and_is_answered_alike(fresh):
+    chat, image = fresh(), picture(300, 300)
+    inputs = chat.prepare([user(image, "What is this?")], GREEDY)
+    answer = "".join(chat.run(replace(inputs, once=True), GREEDY))
+    assert not chat.generator.prefixes.entries
+    assert "".join(chat.run(inputs, GREEDY)) == answer and len(chat.generator.prefixes.entries) == 1
 
 
 def test_no_memory_means_no_memory(tiny_model):

@@ -145,6 +145,8 @@ class Engine:
         self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
     ) -> Request:
         """A request for the answer to a prompt; it moves on with each `step()`, from where an earlier one can help."""
+        if inputs.once:
+            return self.submit(self.embeddings(inputs, progress), params, stop_ids, inputs.input_ids)
         prompt = self.context(inputs)
         # The question starts a piece of its own where that is needed to meet it again, and so does what is computed in
         # another way.
@@ -157,21 +159,33 @@ class Engine:
         except BaseException:
             self.prefixes.keep(prompt.first(cache.length), cache, ends)
             raise
-        return self._enter(Sequence(cache, unread, ends, prompt.answered), params, stop_ids, prompt)
+        return self._enter(Sequence(cache, unread, ends, prompt.answered), params, stop_ids, prompt, prompt.ids)
 
-    def submit(self, embeddings: np.ndarray, params: SamplingParams, stop_ids: tuple[int, ...]) -> Request:
-        """A request for what follows `embeddings` [n, D]; it moves on with each `step()`."""
+    def submit(
+        self,
+        embeddings: np.ndarray,
+        params: SamplingParams,
+        stop_ids: tuple[int, ...],
+        ids: np.ndarray | None = None,
+    ) -> Request:
+        """A request for what follows `embeddings` [n, D]; it moves on with each `step()`. Tokens are guessed where the
+        `ids` [n] that these are of are given."""
         answered = np.zeros(len(embeddings), bool)
         sequence = Sequence(self.backend.new_cache(), embeddings, piece_ends(len(embeddings)), answered)
-        return self._enter(sequence, params, stop_ids)
+        return self._enter(sequence, params, stop_ids, ids=ids)
 
     def _enter(
-        self, sequence: Sequence, params: SamplingParams, stop_ids: tuple[int, ...], prompt: Context | None = None
+        self,
+        sequence: Sequence,
+        params: SamplingParams,
+        stop_ids: tuple[int, ...],
+        prompt: Context | None = None,
+        ids: np.ndarray | None = None,
     ) -> Request:
         strategy = (BeamSearch if params.num_beams > 1 else Sampling)(params, stop_ids)
         request = Request([sequence], strategy, prompt)
-        if self.lookup and prompt is not None and params.num_beams == 1:
-            request.lookup = Lookup(prompt.ids.tolist())
+        if self.lookup and ids is not None and params.num_beams == 1:
+            request.lookup = Lookup(ids.tolist())
         with self.lock:
             self.requests.append(request)
         return request
