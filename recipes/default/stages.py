@@ -12,7 +12,7 @@ class Stage:
     """One stage. `tasks` are makers with the share of each; `strips` are heights in patches, 0 as in use (batch.py)."""
 
     name: str
-    share: float  # of the time of the whole plan
+    share: float  # of the time of the whole plan; 0 where a stage is only gone through by its name
     tasks: Mapping[str, float]
     strips: tuple[int, ...] = (0,)
     trains: tuple[str, ...] = ("vpm", "resampler", "llm")
@@ -121,7 +121,7 @@ STAGES = (
     ),
     Stage(
         name="sparse",
-        share=0.2,
+        share=0.0,
         trains=("llm",),
         dense=0.0,
         turns=2,
@@ -137,7 +137,7 @@ STAGES = (
     ),
     Stage(
         name="things",
-        share=0.2,
+        share=0.0,
         trains=("llm",),
         dense=0.0,
         dropout=0.0,
@@ -176,10 +176,11 @@ def stage_named(name: str) -> Stage:
 def stage_at(position: float, first: str | None = None) -> Stage:
     """The stage at a position of the plan, from 0 to 1; behind the end it is the last one. A plan may begin with
     another stage than the first: then it has only those from there on, each longer."""
-    stages = STAGES[STAGES.index(stage_named(first)) :] if first else STAGES
-    end = 0.0
-    for stage in stages:
-        end += stage.share / sum(stage.share for stage in stages)
+    start = STAGES.index(stage_named(first)) if first else 0
+    stages = [stage for stage in STAGES[start:] if stage.share] or [STAGES[start]]
+    whole, end = sum(stage.share for stage in stages), 0.0
+    for stage in stages[:-1]:
+        end += stage.share / whole
         if position < end:
             return stage
     return stages[-1]
