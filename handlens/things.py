@@ -1,6 +1,6 @@
 """The things in a picture of separate things on a calm ground: where each is, and which look alike.
 
-A model that names one thing better than it counts many is shown one thing at a time (looking.py).
+They are counted (looking.py); a decoder that learns their names is shown them one at a time (recipes/default/crops.py).
 """
 
 import math
