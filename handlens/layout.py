@@ -195,7 +195,7 @@ class _Page:
             rules.T for rules in rules_in(ink.T, faint.T, max(RULE_DOWN, 2 * self.line_height(self.whole)))
         )
         # The edges of rules are softer than they are.
-        self.ink = ink & ~sides & ~beside(across) & ~beside(down.T).T
+        self.ink &= ~beside(across) & ~beside(down.T).T
 
     def line_height(self, box: Box) -> float:
         """The usual height of a line in a box; 0 if all are too low to be read. Told from narrow strips of it, for

@@ -56,10 +56,11 @@ def passages(text: str, *questions: str) -> str:
     found: dict[int, list[str]] = {}
     for question in questions:
         # "When was this bought?" has no word of the line that says it.
-        dated = {place: days for place, line in enumerate(lines) if (days := _dated(line))}
-        if dated and asks("when", question):
-            for place in list(dated)[:MOST]:
-                found.setdefault(place, []).append(dated[place])
+        days = enumerate(map(_dated, lines)) if asks("when", question) else ()
+        dated = [(place, cells) for place, cells in days if cells][:MOST]
+        for place, cells in dated:
+            found.setdefault(place, []).append(cells)
+        if dated:
             continue
         wanted = {word: (COMMON if word in _common() else 1.0) * min(len(word), LETTERS) for word in _words(question)}
         chosen = _best(lines, wanted)

@@ -52,10 +52,12 @@ class Things:
         left, top = (box.left + box.right - side) // 2, (box.top + box.bottom - side) // 2
         others = (self.owner >= 0) & (self.owner != place)
         alone = np.where(others[..., None], self.ground, np.asarray(self.image))
-        reach = [(max(-left, 0), max(left + side - self.image.width, 0))]
-        reach.insert(0, (max(-top, 0), max(top + side - self.image.height, 0)))
+        reach = [
+            (max(-start, 0), max(start + side - length, 0))
+            for start, length in ((top, self.image.height), (left, self.image.width))
+        ]
         wide = np.pad(alone, (*reach, (0, 0)), mode="edge")
-        left, top = left + reach[1][0], top + reach[0][0]
+        top, left = max(top, 0), max(left, 0)
         return Image.fromarray(wide[top : top + side, left : left + side])
 
     @cached_property

@@ -24,7 +24,7 @@ SHAPES = ("circle", "square", "rectangle", "triangle", "star", "diamond", "cross
 
 @dataclass(frozen=True)
 class Phrases:
-    """The short answers of one language."""
+    """The short answers of one language, and words of its questions."""
 
     absent: str
     blank: str
