@@ -135,16 +135,18 @@ def find_layout(image: Image.Image) -> Layout:
     scale = max(math.ceil(math.sqrt(image.width * image.height / MOST_PIXELS)), 1)
     small = image.reduce(scale)
     differs = contrast(small)
-    angle = tilt(ink_of(differs))
+    ink = ink_of(differs)
+    angle = tilt(ink)
     if abs(angle) >= LEAST_ANGLE:
         paper = tuple(int(level) for level in np.median(np.asarray(small).reshape(-1, 3), axis=0))
         image = image.rotate(-angle, Image.Resampling.BICUBIC, expand=True, fillcolor=paper)
         small = image.reduce(scale)
         differs = contrast(small)
-    page = _Page(differs)
+        ink = ink_of(differs)
+    page = _Page(ink, differs > LEAST_RULE)
     blocks = [found for box in page.blocks(page.whole) for found in page.content(box)]
     lines = [line for block in blocks for line in lines_of(block)]
-    return Layout(image, page.ink, blocks if looks_like_text(ink_of(differs), lines) else [], scale)
+    return Layout(image, page.ink, blocks if looks_like_text(ink, lines) else [], scale)
 
 
 def tilt(ink: np.ndarray) -> float:
@@ -184,34 +186,30 @@ def looks_like_text(ink: np.ndarray, lines: Sequence[Box]) -> bool:
 class _Page:
     """The ink of a page without its rules, and where those lie that go across and down."""
 
-    def __init__(self, differs: np.ndarray):
-        ink, faint = ink_of(differs), differs > LEAST_RULE
+    def __init__(self, ink: np.ndarray, faint: np.ndarray):
         self.whole = Box(0, 0, ink.shape[1], ink.shape[0])
         across, self.across = rules_in(ink, faint, RULE_ACROSS)
         sides = sides_in(ink, across)
-        self.ink = ink & ~sides
         # Letters have strokes that are as long as they are high.
-        down, self.down = (
-            rules.T for rules in rules_in(ink.T, faint.T, max(RULE_DOWN, 2 * self.line_height(self.whole)))
-        )
+        least = max(RULE_DOWN, 2 * _line_height(ink & ~sides))
+        down, self.down = (rules.T for rules in rules_in(ink.T, faint.T, least))
         # The edges of rules are softer than they are.
-        self.ink &= ~beside(across) & ~beside(down.T).T
+        self.ink = ink & ~sides & ~beside(across) & ~beside(down.T).T
+        self._heights: dict[Box, float] = {}
+        self._rows: dict[Box, list[tuple[int, int]]] = {}
 
     def line_height(self, box: Box) -> float:
-        """The usual height of a line in a box; 0 if all are too low to be read. Told from narrow strips of it, for
-        lines of neighbouring columns need not stand side by side."""
-        heights = [
-            last - first
-            for left in range(box.left, box.right, STRIP)
-            for first, last in self.rows(Box(left, box.top, min(left + STRIP, box.right), box.bottom))
-            if last - first >= LEAST_HEIGHT
-        ]
-        return float(np.median(heights)) if heights else 0.0
+        """The usual height of a line in a box; 0 if all are too low to be read."""
+        if box not in self._heights:
+            self._heights[box] = _line_height(self.ink[box.top : box.bottom, box.left : box.right])
+        return self._heights[box]
 
     def rows(self, box: Box) -> list[tuple[int, int]]:
         """The rows of a box that hold ink, as runs."""
-        part = self.ink[box.top : box.bottom, box.left : box.right]
-        return [(box.top + first, box.top + last) for first, last in runs(part.any(axis=1))]
+        if box not in self._rows:
+            part = self.ink[box.top : box.bottom, box.left : box.right]
+            self._rows[box] = [(box.top + first, box.top + last) for first, last in runs(part.any(axis=1))]
+        return self._rows[box]
 
     def trimmed(self, box: Box) -> Box | None:
         """The box without its empty margins; None if all of it is empty."""
@@ -240,12 +238,14 @@ class _Page:
 
     def columns(self, box: Box) -> list[Box]:
         """The columns of running text of a box; [] where there is one."""
+        filled = runs(self.ink[box.top : box.bottom, box.left : box.right].any(axis=0))
+        if len(_joined(filled, COLUMN_GAP * LEAST_HEIGHT)) < 2:  # whatever the height of its lines is
+            return []
         rows, height = self.rows(box), self.line_height(box)
         across = self.across[box.top : box.bottom, box.left : box.right].mean(axis=1) > 0.5
         if len(rows) < 3 or not height or len(runs(across)) > 2:  # rules are for tables
             return []
-        filled = self.ink[box.top : box.bottom, box.left : box.right].any(axis=0)
-        found = _joined(runs(filled), COLUMN_GAP * height)
+        found = _joined(filled, COLUMN_GAP * height)
         columns = [Box(box.left + first, box.top, box.left + last, box.bottom) for first, last in found]
         if len(columns) < 2 or min(column.width for column in columns) < COLUMN_WIDTH * height:
             return []
@@ -419,6 +419,19 @@ class _Page:
             else:
                 rows[-1][1] = bottom
         return [(top, bottom) for top, bottom in rows]
+
+
+def _line_height(ink: np.ndarray) -> float:
+    """The usual height of a line in ink [H, W]; 0 if all are too low to be read. Told from narrow strips of it, for
+    lines of neighbouring columns need not stand side by side."""
+    high, wide = ink.shape
+    if not high or not wide:
+        return 0.0
+    # The strips one below the other, an empty row under each.
+    strips = np.zeros((-(-wide // STRIP), high + 1), bool)
+    strips[:, :-1] = np.logical_or.reduceat(ink, np.arange(0, wide, STRIP), axis=1).T
+    heights = [last - first for first, last in runs(strips.ravel()) if last - first >= LEAST_HEIGHT]
+    return float(np.median(heights)) if heights else 0.0
 
 
 def _regularity(table: Table) -> float:
