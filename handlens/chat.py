@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from handlens.backend import Progress
 from handlens.decode import Limits
+from handlens.engine.cache import ImageCache
 from handlens.engine.loops import until_loop
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, InputError
@@ -25,6 +26,8 @@ log = logging.getLogger("handlens")
 class Generator(Protocol):
     """Anything that turns inputs into ids: `engine.Engine` on the device side, `model.generator.TorchGenerator` where
     PyTorch computes."""
+
+    images: ImageCache
 
     def generate(
         self, inputs: Inputs, params: SamplingParams, stop_ids: tuple[int, ...], progress: Progress | None = None
@@ -160,6 +163,10 @@ class Chat:
         if system_prompt:
             msgs = [{"role": "system", "content": system_prompt}, *as_messages(msgs)]
         return self.processor(msgs, max_tokens=min(room, max_input_tokens or room))
+
+    def look(self, inputs: Inputs) -> None:
+        """Encodes the images of a request that comes later, which finds their vectors."""
+        self.generator.images.encode(inputs.images)
 
     def run(
         self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None, *, warns: bool = True

@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 
 from PIL import Image
 
+from handlens.cpu.threads import thread_count
 from handlens.data.alphabets import language_like
 from handlens.data.questions import LANGUAGES, phrases, templates
 from handlens.engine.loops import repeats
@@ -64,6 +65,8 @@ class Reads(Protocol):
 
     def prepare(self, msgs: Any, params: SamplingParams, *, system_prompt: str = "") -> Inputs: ...
 
+    def look(self, inputs: Inputs) -> None: ...
+
     def run(self, inputs: Inputs, params: SamplingParams, *, warns: bool = True) -> Iterator[str]: ...
 
 
@@ -85,24 +88,26 @@ def read_by_lines(
     lines = layout.lines
     if not lines:
         return
-    with _together() as submit:
+    parts = {line: [layout.picture(part) for part in layout.parts(line, ASPECT)] for line in lines}
+    wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
+    first = [parts[line][0] for line in wide]
+    # Pictures are encoded in the order in which they are wanted, as many at a time as there are threads, and read when
+    # they are: else all would be encoded at first, and then all would be read by one thread, for that is done together.
+    with _together(min(thread_count(), TOGETHER)) as look, _together(TOGETHER) as submit:
+        pictures = {id(part): part for part in chain(first, *parts.values())}
+        seen = {number: look(_look, chat, part) for number, part in pictures.items()}
 
         def reply(picture: Image.Image, longest: int, language: str) -> "Future[str | None]":
-            return submit(_read, chat, picture, longest, language)
+            return submit(_read, chat, picture, seen[id(picture)], longest, language)
 
-        wide = sorted(lines, key=lambda line: line.height - line.width)[:TRIED]
-        parts = [layout.picture(part) for line in wide for part in layout.parts(line, ASPECT)[:1]]
-        tried = [[reply(part, TRIAL, asked) for part in parts] for asked in ([language] if language else SCRIPTS)]
+        tried = [[reply(part, TRIAL, asked) for part in first] for asked in ([language] if language else SCRIPTS)]
         said = [text for answers in tried if (text := _joined(" ", map(_said, answers)))]
         # Leaves and tiles look like lines as well.
         if not said:
             return
         if language is None:
             language = language_like(min(said, key=lambda text: pieces_a_character(chat, text)))
-        answers = {
-            line: [reply(layout.picture(part), longest, language) for part in layout.parts(line, ASPECT)]
-            for line in lines
-        }
+        answers = {line: [reply(part, longest, language) for part in parts[line]] for line in lines}
         done, unread = count(1), 0
 
         def read(line: Box) -> str:
@@ -122,10 +127,21 @@ def read_by_lines(
             log.warning("%d of %d lines could not be read and were left out", unread, len(lines))
 
 
-def _read(chat: Reads, picture: Image.Image, longest: int, language: str) -> str | None:
+def _look(chat: Reads, picture: Image.Image) -> None:
+    """Encodes a picture, whatever language it will be asked about in."""
+    chat.look(_asked(chat, picture, TRIAL, LANGUAGES[0]))
+
+
+def _asked(chat: Reads, picture: Image.Image, longest: int, language: str) -> Inputs:
+    msgs = [{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}]
+    return chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=longest))
+
+
+def _read(chat: Reads, picture: Image.Image, seen: Future, longest: int, language: str) -> str | None:
     """The text of a picture of one line; None where the answer only repeats itself or is the frame of a table."""
+    seen.result()
     params = SamplingParams.greedy(max_new_tokens=longest)
-    inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}], params)
+    inputs = _asked(chat, picture, longest, language)
     # No other request begins like this one.
     text = " ".join("".join(chat.run(replace(inputs, once=True), params, warns=False)).split())
     return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
@@ -138,9 +154,9 @@ def _said(answer: "Future[str | None]") -> str:
 
 
 @contextmanager
-def _together() -> Iterator[Callable[..., Future]]:
-    """Threads that ask at the same time, by `submit`; what was not begun when the block ends is not asked any more."""
-    pool = ThreadPoolExecutor(TOGETHER, "handlens-line")
+def _together(count: int) -> Iterator[Callable[..., Future]]:
+    """So many threads that ask at the same time; what was not begun when the block ends is not asked any more."""
+    pool = ThreadPoolExecutor(count, "handlens-line")
     try:
         yield pool.submit
     finally:

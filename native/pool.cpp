@@ -95,7 +95,8 @@ Pool::Lease::Lease(Kind kind) : pool_(get()), kind_(kind) {
     pool_.returned_.wait(lock, [&] {
         if (pool_.taken_ || (!exclusive && pool_.exclusive_waiting_)) return false;
         alone_ = !exclusive && pool_.callers_ >= pool_.threads_;
-        return alone_ ? pool_.alone_ < pool_.threads_ : pool_.alone_ == 0;
+        // More than there are threads, or cores would idle while sleepers wake between two short jobs.
+        return alone_ ? pool_.alone_ < 2 * pool_.threads_ : pool_.alone_ == 0;
     });
     pool_.exclusive_waiting_ -= exclusive;
     pool_.alone_ += alone_;

@@ -1,8 +1,8 @@
 // The threads that compute: started at the first job, kept until the process ends.
 //
-// Whichever Python threads or models ask, cores are never oversubscribed: jobs queue at `Pool::Lease`. One job runs at a
-// time, on all threads; but where as many callers want to compute as there are threads, each runs its own job alone, for
-// sharing out small jobs takes longer than they do. The caller works too. Which thread takes which task is left to
+// Whichever Python threads or models ask, jobs queue at `Pool::Lease`. One job runs at a time, on all threads; but where as
+// many callers want to compute as there are threads, each runs its own job alone, for sharing out small jobs takes longer
+// than they do: at most twice as many as there are threads. The caller works too. Which thread takes which task is left to
 // chance, so a task must write what no other task writes, in an order of its own.
 #pragma once
 

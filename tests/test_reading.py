@@ -9,11 +9,13 @@ from PIL import Image, ImageDraw, ImageFont
 from handlens.chat import Chat, load
 from handlens.cli.read import INSTRUCTION
 from handlens.data.questions import phrases
+from handlens.engine.cache import ImageCache
 from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, table_of
 from handlens.eval.run import Model
 from handlens.eval.suite import Item, Suite
-from handlens.reading import Texts, answer_by_lines, pieces_a_character, read_by_lines
+from handlens.layout import find_layout
+from handlens.reading import ASPECT, Texts, answer_by_lines, pieces_a_character, read_by_lines
 
 GREEDY = SamplingParams.greedy(max_new_tokens=64)
 
@@ -64,6 +66,16 @@ def test_a_page_is_read_by_its_lines_and_its_table_is_one(chat, page):
     assert character_errors(TEXT, text).value < character_errors(TEXT, whole).value
 
 
+def test_a_line_is_encoded_once_whatever_languages_it_is_asked_about_in(chat, page, monkeypatch):
+    layout, encoded, backend = find_layout(page), [], chat.model.generator.backend
+    parts = [part for line in layout.lines for part in layout.parts(line, ASPECT)]
+    encode = backend.encode
+    monkeypatch.setattr(backend, "encode", lambda images, *rest: encoded.extend(images) or encode(images, *rest))
+    monkeypatch.setattr(chat.model.generator, "images", ImageCache(backend, 256 << 20))
+    assert "".join(read_by_lines(chat, page)).startswith("Quarterly report")
+    assert len(parts) > 14 and len(encoded) == len(parts)
+
+
 def test_nothing_is_read_where_the_model_sees_no_text(chat):
     assert list(read_by_lines(chat, Image.new("RGB", (300, 200), "#ddd"))) == []
     noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
@@ -74,7 +86,7 @@ class Counted:
     """A generator that counts how often it is asked."""
 
     def __init__(self, generator):
-        self.generator, self.count = generator, 0
+        self.generator, self.images, self.count = generator, generator.images, 0
 
     def generate(self, *request):
         self.count += 1

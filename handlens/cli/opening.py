@@ -98,6 +98,7 @@ class Counted:
 
     def __init__(self, generator: "Generator"):
         self.generator = generator
+        self.images = generator.images
         self.count = 0
 
     def generate(self, *request) -> Iterator[int]:
