@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from handlens.layout import Box
+from handlens.markdown import markdown_table
 
 #: A chart has at least so many labels in a row, and this share of them has one value above it.
 FEWEST, FILLED = 3, 0.6
@@ -28,8 +29,7 @@ class Plotted:
     @property
     def markdown(self) -> str:
         """The titles, each by itself, and a table with a row for each label."""
-        rows = ("| {} | {} |".format(*(text.replace("|", "\\|") for text in row)) for row in self.values)
-        return "\n\n".join([*self.titles, "\n".join(["|  |  |", "| --- | --- |", *rows])])
+        return "\n\n".join([*self.titles, markdown_table(("", ""), self.values)])
 
 
 def find_plotted(texts: Mapping[Box, str]) -> Plotted | None:

@@ -23,6 +23,7 @@ from handlens.engine.loops import repeats
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError
 from handlens.layout import Box, Layout, Table, find_layout
+from handlens.markdown import table_lines
 from handlens.passages import as_written, passages
 from handlens.plotted import find_plotted
 from handlens.processor import Inputs, Processor, read_messages
@@ -263,10 +264,9 @@ def _pieces(layout: Layout, read: Callable[[Box], str]) -> Iterator[tuple[str, s
 
 def _table(table: Table, read: Callable[[Box], str]) -> Iterator[str]:
     """The rows of a table in Markdown; the first one is its head. Nothing where no cell could be read."""
-    rows = [[_joined(" ", map(read, cell)).replace("|", "\\|") for cell in row] for row in table.rows]
+    rows = [[_joined(" ", map(read, cell)) for cell in row] for row in table.rows]
     if any(cell for row in rows for cell in row):
-        head, *others = (f"| {' | '.join(row)} |" for row in rows)
-        yield from (head, "|" + " --- |" * len(table.rows[0]), *others)
+        yield from table_lines(rows[0], rows[1:])
 
 
 def pieces_a_character(chat: Reads, text: str) -> float:

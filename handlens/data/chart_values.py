@@ -16,9 +16,9 @@ from handlens.data.structured import (
     captions,
     chance,
     clear,
-    markdown,
     phrase,
 )
+from handlens.markdown import markdown_table
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Chart:
         columns = zip(*self.series.values())
         rows = [(label, *map(self.write, values)) for label, values in zip(self.labels, columns)]
         header = ("", self.axis) if len(self.series) == 1 else ("", *self.series)
-        return (f"# {self.title}\n\n" if self.title else "") + markdown(header, rows)
+        return (f"# {self.title}\n\n" if self.title else "") + markdown_table(header, rows)
 
     def facts(self) -> tuple[Fact, ...]:
         several = len(self.series) > 1

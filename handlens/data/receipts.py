@@ -30,13 +30,13 @@ from handlens.data.structured import (
     height,
     legible_font,
     length,
-    markdown,
     mix,
     phrase,
     price,
     to_sample,
 )
 from handlens.data.tables import STYLES, fills, rules
+from handlens.markdown import markdown_table
 
 
 def receipt(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
@@ -476,7 +476,7 @@ def put_items(pen: Pen, name: str, header: list[str], rows: list[list[str]], wid
         for column, text in enumerate(row):
             x, anchor = (xs[column + 1] - pad_x, "r") if column else (xs[0] + pad_x, "l")
             sheet.text(x, text, pen.font, colour, anchor, y=y + pad_y)
-    sheet.reading += ["", markdown(header, rows), ""]
+    sheet.reading += ["", markdown_table(header, rows), ""]
     sheet.y = ys[-1]
 
 

@@ -27,11 +27,11 @@ from handlens.data.structured import (
     height,
     legible_font,
     length,
-    markdown,
     mix,
     phrase,
     to_sample,
 )
+from handlens.markdown import markdown_table
 
 
 def screen(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
@@ -253,7 +253,7 @@ def window(theme: Theme) -> tuple[Sheet, list[Fact]]:
         sheet.y += step
         if not index:
             sheet.line(sheet.margin, sheet.y - 2, sheet.right, sheet.y - 2, theme.faint)
-    sheet.reading += [markdown(header, rows)]
+    sheet.reading += [markdown_table(header, rows)]
     facts += [
         Fact("table-cell", row[column], {"row": row[0], "column": header[column]}) for row in rows for column in (1, 2)
     ]

@@ -30,12 +30,12 @@ from handlens.data.structured import (
     height,
     legible_font,
     length,
-    markdown,
     mix,
     phrase,
     price,
     to_sample,
 )
+from handlens.markdown import markdown_table
 
 
 def table(rng: np.random.Generator, sources: Sources, language: str, split: str) -> Sample:
@@ -346,7 +346,7 @@ def paint(rng, content: Table, cells, widths: list[int], heights: list[int], fon
         for x in xs:
             canvas.box(x - gap // 2, ys[0], x + gap // 2, ys[-1], None, paper)
 
-    pipes = markdown(content.header, content.rows)
+    pipes = markdown_table(content.header, content.rows)
     facts = [
         Fact("table-cell", cell, {"row": row[0], "column": name})
         for row in content.rows

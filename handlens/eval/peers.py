@@ -11,10 +11,10 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import NamedTuple
 
-from handlens.data.structured import markdown
 from handlens.errors import HandlensError, InputError
 from handlens.eval.run import Reader
 from handlens.eval.suite import Item, Missing, Suite
+from handlens.markdown import markdown_table
 
 #: BCP-47 -> tesseract's name for a language.
 TESSERACT = {
@@ -164,7 +164,7 @@ def table(words: Sequence[Word]) -> str:
             column = next(i for i, span in enumerate(spans) if word.left < span[1])
             cells[column] = f"{cells[column]} {word.text}".strip()
         rows.append(cells)
-    return markdown(rows[0], rows[1:]) if rows else ""
+    return markdown_table(rows[0], rows[1:]) if rows else ""
 
 
 def _digest(name: str) -> str:

@@ -14,7 +14,8 @@ from handlens.data import strings
 from handlens.data.questions import ask, phrases
 from handlens.data.sample import TRAIN, Sample
 from handlens.data.sources import Sources, pick
-from handlens.data.structured import PLACES, between, captions, chance, date, markdown, phrase, price
+from handlens.data.structured import PLACES, between, captions, chance, date, phrase, price
+from handlens.markdown import markdown_table
 from recipes.default.transcripts import misread
 
 #: The least and the most lines of a note, and the most columns of one that is a table.
@@ -85,20 +86,21 @@ def _questions(
 def _written(rng: np.random.Generator, lines: Sequence[Sequence[str]], heads: Sequence[str] | None) -> str:
     """The lines as a table, as lines of a label and its value, or as a row of labels over one of values."""
     if heads:
-        return markdown(heads, lines)
+        return markdown_table(heads, lines)
     way = rng.random()
     if way < 0.4:
-        return markdown(lines[0], lines[1:])
+        return markdown_table(lines[0], lines[1:])
     if way < 0.55 and len(lines) <= 6:
         labels, values = zip(*lines, strict=True)
         first, second = (labels, values) if chance(rng, 0.5) else (values, labels)
-        return markdown(first, [second])
+        return markdown_table(first, [second])
     if way < 0.65:
         # Values stand at different heights over their labels, as in a chart.
         count = len(lines)
         cells = [[value if column == row else "" for column in range(count)] for row, (_, value) in enumerate(lines)]
         cells = [cells[place] for place in rng.permutation(count)][:6]
-        return markdown(cells[0], [*cells[1:], [label for label, _ in lines]]) if count <= 6 else _joined(rng, lines)
+        if count <= 6:
+            return markdown_table(cells[0], [*cells[1:], [label for label, _ in lines]])
     return _joined(rng, lines)
 
 

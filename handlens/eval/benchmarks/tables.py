@@ -10,12 +10,13 @@ import numpy as np
 from handlens.data.questions import ask
 from handlens.data.sample import HELD_OUT
 from handlens.data.sources import Font, Sources, load, pick
-from handlens.data.structured import capital, markdown
+from handlens.data.structured import capital
 from handlens.data.tables import Table, invent
 from handlens.data.text import clean, words
 from handlens.eval.browser import Browser, css
 from handlens.eval.metrics import table_cells, table_shape
 from handlens.eval.suite import Bar, Drawn, Item, Scores, Suite, face_to_read, seeded
+from handlens.markdown import markdown_table
 
 WIDEST = HIGHEST = 660
 MOST_COLUMNS, MOST_ROWS = 6, 8
@@ -80,7 +81,7 @@ def lay_out(
 td, th {{ padding: {int(rng.integers(2, 9))}px {int(rng.integers(6, 14))}px; text-align: left; white-space: {wrap} }}
 .n {{ text-align: right }} {THEMES[theme]}</style>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"""
-    return page, markdown(header, rows)
+    return page, markdown_table(header, rows)
 
 
 def cells(tag: str, texts: list[str], numeric: list[bool]) -> str:
