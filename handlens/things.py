@@ -1,6 +1,7 @@
 """The things in a picture of separate things on a calm ground: where each is, and which look alike.
 
-They are counted (looking.py); a decoder that learns their names is shown them one at a time (recipes/default/crops.py).
+They are named, counted and found (looking.py, naming.py); a decoder that learns their names is shown them one at a time
+(recipes/default/crops.py).
 """
 
 import math
@@ -60,6 +61,20 @@ class Things:
         top, left = max(top, 0), max(left, 0)
         return Image.fromarray(wide[top : top + side, left : left + side])
 
+    def cut_out(self, *places: int) -> np.ndarray:
+        """Things alone in a square in which they fill the same part as in their pictures, and nothing behind them:
+        uint8 [side, side, 4], of which the last is 255 on the things and 0 elsewhere."""
+        box = around(self.boxes, places)
+        side = round(_side(box) / FILLED)
+        left, top = (side - box.width) // 2, (side - box.height) // 2
+        window = slice(box.top, box.bottom), slice(box.left, box.right)
+        shown = np.isin(self.owner[window], places)
+        alone = np.zeros((side, side, 4), np.uint8)
+        inner = alone[top : top + box.height, left : left + box.width]
+        inner[shown, :3] = np.asarray(self.image)[window][shown]
+        inner[shown, 3] = 255
+        return alone
+
     @cached_property
     def groups(self) -> list[list[int]]:
         """The places of things by how they look, alike ones together; in the order that they were found in."""
@@ -114,14 +129,14 @@ def find_things(image: Image.Image) -> Things | None:
     if not parts or len(parts) > 4 * MOST:
         return None
     joined = _joined(parts, boxes)
-    largest = max(_side(_around(boxes, labels)) for labels in joined)
+    largest = max(_side(around(boxes, labels)) for labels in joined)
     if len(joined) > MOST or largest < LEAST_SIDE:
         return None
-    joined.sort(key=lambda labels: _around(boxes, labels).top)
+    joined.sort(key=lambda labels: around(boxes, labels).top)
     owners = np.full(len(boxes) + 1, -1)
     for place, chosen in enumerate(joined):
         owners[np.array(chosen) + 1] = place
-    found = [_around(boxes, chosen) for chosen in joined]
+    found = [around(boxes, chosen) for chosen in joined]
     return Things(image, found, owners[labels], np.clip(ground, 0, 255).astype(np.uint8))
 
 
@@ -194,13 +209,13 @@ def _joined(parts: list[list[int]], boxes: list[Box]) -> list[list[int]]:
     parts = [list(part) for part in parts]
     while True:
         best = None
-        around = [_around(boxes, part) for part in parts]
+        places = [around(boxes, part) for part in parts]
         for second in range(len(parts)):
             for first in range(second):
-                gap = _gap(around[first], around[second])
+                gap = _gap(places[first], places[second])
                 if gap > PART_GAP * largest or (best and best[0] <= gap):
                     continue
-                if _side(_union(around[first], around[second])) <= PART_SIDE * largest:
+                if _side(_union(places[first], places[second])) <= PART_SIDE * largest:
                     best = gap, first, second
         if best is None:
             return parts
@@ -208,7 +223,8 @@ def _joined(parts: list[list[int]], boxes: list[Box]) -> list[list[int]]:
         parts[first] += parts.pop(second)
 
 
-def _around(boxes: list[Box], chosen: Iterable[int]) -> Box:
+def around(boxes: list[Box], chosen: Iterable[int]) -> Box:
+    """The box around those of the boxes that are chosen by their places."""
     first, *others = chosen
     box = boxes[first]
     for other in others:

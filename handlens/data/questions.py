@@ -5,6 +5,7 @@ The sentences are the table `questions.toml`, beside this file.
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -20,6 +21,20 @@ LANGUAGES = ("en", "de", "fr", "es", "it", "pt", "nl", "pl", "cs", "tr", "vi", "
 #: The order of the lists of names in the table; the English names are the keys in `Phrases`.
 COLOURS = ("black", "white", "grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
 SHAPES = ("circle", "square", "rectangle", "triangle", "star", "diamond", "cross", "ring")
+#: What COLOURS look like, of 255 levels of red, green and blue.
+SHADES: dict[str, tuple[int, int, int]] = {
+    "black": (15, 15, 15),
+    "white": (250, 250, 250),
+    "grey": (128, 128, 128),
+    "red": (215, 30, 35),
+    "orange": (245, 135, 20),
+    "yellow": (250, 220, 40),
+    "green": (40, 150, 60),
+    "blue": (35, 80, 205),
+    "purple": (120, 45, 150),
+    "pink": (250, 140, 185),
+    "brown": (115, 70, 35),
+}
 
 
 @dataclass(frozen=True)
@@ -58,15 +73,62 @@ def ask(rng: "np.random.Generator", kind: str, language: str, **slots: str) -> s
     return choices[rng.integers(len(choices))].format(**slots)
 
 
-def asks(what: str, question: str) -> bool:
-    """Whether a question, in any language, asks for "how_many" things there are or "when" something was: whether it has
-    words for that, of which those for a number often ask for a price as well."""
-    return _asking(what).search(question) is not None
+def asks(what: str, question: str, language: str | None = None) -> bool:
+    """Whether a question, in any language or in this one, asks for "how_many" things there are or "when" something was:
+    whether it has words for that, of which those for a number often ask for a price as well."""
+    return _asking(what, language).search(question) is not None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that was understood: its kind, its language, and what its slots hold."""
+
+    kind: str
+    language: str
+    slots: dict[str, str]
+
+
+def understood(question: str, asked: Sequence[str]) -> list[Asked]:
+    """The question as each of the kinds `asked` and in each language that has it; none where it is in other words than
+    the table's. The sentences that say most themselves, and so leave least to the slots, come first. Case, blanks,
+    kinds of quotation marks and the last mark do not matter."""
+    question = " ".join(question.split())
+    found = [
+        Asked(kind, language, match.groupdict())
+        for kind in asked
+        for language in LANGUAGES
+        for pattern in _patterns(kind, language)
+        if (match := pattern.fullmatch(question))
+    ]
+    return sorted(found, key=lambda asked: sum(map(len, asked.slots.values())))
+
+
+#: What quotes a thing, and what may end a sentence.
+QUOTES, ENDS = "\"“”„«»‘’'「」", "?!.。？；;:"
 
 
 @cache
-def _asking(what: str) -> re.Pattern:
-    said = (re.escape(words) for language in LANGUAGES for words in getattr(phrases(language), what))
+def _patterns(kind: str, language: str) -> tuple[re.Pattern, ...]:
+    """What matches the sentences of one kind in one language."""
+    patterns = []
+    for template in templates(kind, language):
+        pattern = ""
+        for part in re.split(r"(\{\w+\}|\s+)", template.rstrip(ENDS + " ")):
+            if part.startswith("{"):
+                pattern += f"(?P<{part[1:-1]}>.+?)"
+            elif part.strip():
+                # Quotation marks may be others, or none, and so may the blanks inside of them.
+                pattern += re.sub(f"[{QUOTES}]+", lambda _: f"[{QUOTES} ]*", re.escape(part))
+            else:
+                pattern += " ?"
+        patterns.append(re.compile(f"{pattern}[{ENDS} ]*", re.IGNORECASE))
+    return tuple(patterns)
+
+
+@cache
+def _asking(what: str, language: str | None) -> re.Pattern:
+    languages = LANGUAGES if language is None else (language,)
+    said = (re.escape(words) for language in languages for words in getattr(phrases(language), what))
     return re.compile("|".join(_LETTER.sub(lambda _: r"\b", words) for words in said), re.IGNORECASE)
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from handlens.data.questions import COLOURS, SHAPES, ask, phrases
+from handlens.data.questions import COLOURS, SHADES, SHAPES, ask, phrases
 from handlens.data.raster import Canvas, Colour
 from handlens.data.sample import Sample
 from handlens.data.sources import Sources, Sprites
@@ -78,10 +78,16 @@ def draw_thing(rng: np.random.Generator, sources: Sources, language: str, split:
     return Scene(_paint(rng, sprites, [(thing, (0, 0, 1))], loose=True), (Fact("name", sprites.names[thing]),))
 
 
-def draw_alone(rng: np.random.Generator, sources: Sources, split: str) -> tuple[np.ndarray, int]:
-    """One thing, as large as it would be among others, uint8 [side, side, 3]; and which one of the sprites it is."""
+def draw_alone(
+    rng: np.random.Generator, sources: Sources, split: str, thing: int | None = None, style: int | None = None
+) -> tuple[np.ndarray, int]:
+    """One thing, as large as it would be among others, uint8 [side, side, 3]; and which one of the sprites it is. The
+    thing and the set of sprites are drawn where they are not given."""
     sprites = _named(sources, sources.languages[0], split)
-    thing = int(rng.integers(len(sprites.names)))
+    if style is not None:
+        sprites = _Things(sprites.names, sprites.images[style : style + 1])
+    if thing is None:
+        thing = int(rng.integers(len(sprites.names)))
     return _paint(rng, sprites, [(thing, cell) for cell in _cells(rng, 1, between(rng, 1, 5))]), thing
 
 
@@ -126,22 +132,6 @@ def draw_creatures(rng: np.random.Generator, sources: Sources, language: str, sp
     return Scene(_paint(rng, _named(sources, language, split), list(zip(chosen, _cells(rng, len(chosen), 3)))), ())
 
 
-#: What the colours of the table look like, before each is varied a little.
-SHADES: dict[str, Colour] = {
-    "black": (15, 15, 15),
-    "white": (250, 250, 250),
-    "grey": (128, 128, 128),
-    "red": (215, 30, 35),
-    "orange": (245, 135, 20),
-    "yellow": (250, 220, 40),
-    "green": (40, 150, 60),
-    "blue": (35, 80, 205),
-    "purple": (120, 45, 150),
-    "pink": (250, 140, 185),
-    "brown": (115, 70, 35),
-}
-
-
 def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split: str, most: int = 6) -> Scene:
     """One to six shapes on a plain ground, or fewer. What is asked for by name or colour is the only one of it."""
     words, scale = phrases(language), 2
@@ -151,7 +141,7 @@ def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split
     number = between(rng, 1, most)
     repeated = between(rng, 1, number)  # of the first shape, in one colour or several
     one_colour = chance(rng, 0.5)
-    canvas = Canvas(side * scale, side * scale, _shade(rng, ground))
+    canvas = Canvas(side * scale, side * scale, shade(rng, ground))
     facts = []
     for i, (column, row, _) in enumerate(_cells(rng, number, 3)):
         kind = kinds[max(0, i - repeated + 1)]
@@ -159,7 +149,7 @@ def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split
         size = side * scale / 3
         radius = size * rng.uniform(0.28, 0.42)
         middle = [(place + 0.5) * size + rng.uniform(-0.5, 0.5) * (size * 0.9 - 2 * radius) for place in (column, row)]
-        OUTLINES[kind](canvas, *middle, radius, _shade(rng, ink), _shade(rng, ground))
+        OUTLINES[kind](canvas, *middle, radius, shade(rng, ink), shade(rng, ground))
         if i == 0 or i >= repeated:
             alone = i > 0 or repeated == 1
             if alone or one_colour:
@@ -176,7 +166,7 @@ def draw_shapes(rng: np.random.Generator, sources: Sources, language: str, split
     return Scene(canvas.finish(1 / scale)[0], known, (Fact(kind, words.absent, slots),))
 
 
-def _shade(rng: np.random.Generator, colour: str) -> Colour:
+def shade(rng: np.random.Generator, colour: str) -> Colour:
     """A colour of the table, not always the same."""
     return tuple(int(value) for value in np.clip(SHADES[colour] + rng.integers(-8, 9, 3), 0, 255))
 
