@@ -14,7 +14,8 @@ from handlens.engine.cache import ImageCache
 from handlens.engine.loops import until_loop
 from handlens.engine.sampling import SamplingParams
 from handlens.errors import ContextError, InputError
-from handlens.looking import count_things
+from handlens.looking import answer_by_things
+from handlens.naming import Names
 from handlens.processor import Inputs, Processor, as_messages
 from handlens.reading import Texts, answer_by_lines
 from handlens.tokenizer import StreamDecoder
@@ -95,6 +96,7 @@ class Chat:
             raise InputError(f"context_length is {context_length}; this model reads from 1 to {longest} tokens")
         self.context_length = context_length or longest
         self.texts = Texts()
+        self.names = Names(model)
 
     def stream(
         self,
@@ -109,7 +111,8 @@ class Chat:
 
         `msgs` is a list of {"role": "user" or "assistant", "content": text or a list of texts and images}. With
         `by_lines`, by default for models that read lines better than pages, the text of an image is read first and
-        the answer comes out of it where it can (reading.py); where there is none, things are counted (looking.py).
+        the answer comes out of it where it can (reading.py); where there is none, things are named, counted and found
+        (looking.py).
         """
         inputs = self.prepare(msgs, params, system_prompt=system_prompt)
         return self._answer(inputs, msgs, params, system_prompt, progress, by_lines)
@@ -134,11 +137,11 @@ class Chat:
         progress: Progress | None = None,
         by_lines: bool | None = None,
     ) -> Iterator[str]:
-        """Pieces of the answer: out of the text of the image or a count of its things, where that is wanted and tells,
-        or else to the inputs."""
+        """Pieces of the answer: out of the text of the image or what its things are, where that is wanted and tells, or
+        else to the inputs."""
         pieces = None
         if inputs.images and self.reads_by_lines(by_lines):
-            pieces = answer_by_lines(self, msgs, params, system_prompt, progress) or count_things(self, msgs)
+            pieces = answer_by_lines(self, msgs, params, system_prompt, progress) or answer_by_things(self, msgs)
         yield from self.run(inputs, params, progress) if pieces is None else pieces
 
     def reads_by_lines(self, wanted: bool | None = None) -> bool:

@@ -13,6 +13,7 @@ from examples.make_lines import LINES, draw
 from handlens.chat import load
 from handlens.engine.sampling import SamplingParams
 from handlens.eval.metrics import character_errors, total
+from handlens.naming import SUFFIX
 from handlens.quant.quantize import quantize_model
 from handlens.weights import find_files
 from tests.test_kernels import needs_bf16, needs_native
@@ -56,9 +57,10 @@ def test_answers_hold_no_special_tokens_and_end(shipped, colour):
 def test_its_files_are_small_and_split_so_that_they_travel():
     files = find_files(None)
     folder = resources.files("handlens") / "assets"
-    assert {files.model.name, files.mmproj.name} == {path.name for path in folder.iterdir()}
-    sizes = [path.stat().st_size for path in (files.model, files.mmproj)]
-    assert max(sizes) <= 15 << 20 and sum(sizes) <= 30_000_000
+    paths = [files.model, files.mmproj, files.model.with_suffix(SUFFIX)]
+    assert {path.name for path in paths} == {path.name for path in folder.iterdir()}
+    sizes = [path.stat().st_size for path in paths]
+    assert max(sizes) <= 15 << 20 and sum(sizes) <= 30_000_000 and sizes[2] <= 700_000
 
 
 @needs_native

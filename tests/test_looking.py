@@ -1,4 +1,7 @@
-"""Things are counted where they stand apart; where they don't, or something else is asked, the model is asked."""
+"""Things that stand apart are named, counted and found; where they don't, or are not known, the model is asked."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +9,8 @@ from PIL import Image, ImageDraw
 
 from handlens.chat import load
 from handlens.engine.sampling import SamplingParams
-from handlens.looking import MOST, count_things
+from handlens.looking import MOST, answer_by_things
+from handlens.naming import Limits
 
 GREEDY = SamplingParams.greedy(max_new_tokens=32)
 
@@ -32,19 +36,96 @@ def scene() -> Image.Image:
     return image
 
 
+@pytest.fixture(scope="module")
+def places() -> Image.Image:
+    """A green star at the top left, an orange square in the middle and a black ring at the bottom right."""
+    image = Image.new("RGB", (336, 336), "#e8ecf0")
+    pen = ImageDraw.Draw(image)
+    turns = np.arange(10) * np.pi / 5
+    radii = np.where(np.arange(10) % 2, 17, 40)
+    pen.polygon([(56 + r * np.sin(a), 56 - r * np.cos(a)) for r, a in zip(radii, turns)], fill="#28963c")
+    pen.rectangle((134, 134, 202, 202), fill="#f58714")
+    pen.ellipse((242, 242, 318, 318), fill="#101010")
+    pen.ellipse((257, 257, 303, 303), fill="#e8ecf0")
+    return image
+
+
 def user(*parts) -> list[dict]:
     return [{"role": "user", "content": list(parts)}]
 
 
-@pytest.mark.parametrize("question", ["How many discs are there?", "Zähle: Kreis", "Сколько здесь таких: круг?"])
-def test_the_things_of_which_there_are_the_most_are_counted(chat, scene, question):
-    assert chat.reply(user(scene, question), GREEDY) == "7"
-    assert list(chat.stream(user(scene, question), GREEDY)) == ["7"]
+def said(chat, *parts) -> str | None:
+    """The answer out of the things alone."""
+    answer = answer_by_things(chat, user(*parts))
+    return None if answer is None else "".join(answer)
+
+
+@pytest.mark.parametrize(
+    ("question", "number"),
+    [
+        ("Zähle: Kreis", "7"),
+        ("Сколько здесь таких: круг?", "7"),
+        ("Count: triangle", "3"),
+        ("How many triangles do you see?", "3"),
+        ("Quante volte compare «triangolo» nell'immagine?", "3"),
+    ],
+)
+def test_those_are_counted_that_are_asked_for(chat, scene, question, number):
+    assert chat.reply(user(scene, question), GREEDY) == number
+    assert list(chat.stream(user(scene, question), GREEDY)) == [number]
+
+
+def test_of_things_with_unknown_names_those_are_counted_of_which_there_are_the_most(chat, scene):
+    assert chat.reply(user(scene, "How many thingamabobs are there?"), GREEDY) == "7"
 
 
 def test_the_last_question_of_a_conversation_counts(chat, scene):
     msgs = [*user(scene, "What is this?"), {"role": "assistant", "content": "A picture."}]
-    assert chat.reply([*msgs, {"role": "user", "content": "How many discs do you see?"}], GREEDY) == "7"
+    assert chat.reply([*msgs, {"role": "user", "content": "How many circles do you see?"}], GREEDY) == "7"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Where in the picture is “star”?", "top left"),
+        ("Position: Quadrat", "in der Mitte"),
+        ("Où se trouve « anneau » dans l'image ?", "en bas à droite"),
+        ("What colour is this: square?", "orange"),
+        ("Welche Farbe hat „Stern“ im Bild?", "grün"),
+        ("Which shape has this colour: green?", "star"),
+        ("Form, schwarz?", "Ring"),
+        ("Which shape has this colour: purple?", "That is not in the picture."),
+        ("Is “star” in the picture?", "Yes"),
+        ("Ist „Nashorn“ im Bild?", "Nein"),
+        ("Where in the picture is “rhinoceros”?", "That is not in the picture."),
+    ],
+)
+def test_things_are_found_with_their_places_colours_and_shapes(chat, places, question, answer):
+    assert chat.reply(user(places, question), GREEDY) == answer
+
+
+def test_a_thing_is_named_in_the_language_of_the_question(chat, places):
+    star = places.crop((0, 0, 112, 112))
+    names = {said(chat, star, question) for question in ("What is this?", "Что это?")}
+    assert len(names) == 2 and names <= {"star", "glowing star", "звезда", "сияющая звезда"}
+
+
+def test_many_different_things_have_no_one_name(chat, places, scene):
+    assert said(chat, scene, "What is this?") is None
+    assert said(chat, places.crop((0, 0, 336, 112)), "What is this?") is not None
+
+
+def test_a_thing_of_which_no_name_is_sure_is_the_models(chat, places, monkeypatch):
+    unsure = replace(chat.names.readout, limits=Limits(np.inf, 0, 0))
+    monkeypatch.setattr(chat.names, "found", unsure)
+    assert said(chat, places.crop((0, 0, 112, 112)), "What is this?") is None
+
+
+def test_what_is_surely_not_there_is_absent(chat, places, monkeypatch):
+    strict = replace(chat.names.readout, limits=Limits(0, np.inf, np.inf))
+    monkeypatch.setattr(chat.names, "found", strict)
+    assert said(chat, places, "Count: star") == "That is not in the picture."
+    assert said(chat, places, "Siehst du „Stern“?") == "Nein"
 
 
 def test_an_image_shown_whole_is_not_counted(chat, scene):
@@ -53,11 +134,19 @@ def test_an_image_shown_whole_is_not_counted(chat, scene):
 
 
 def test_other_questions_and_other_images_are_the_models(chat, scene):
-    assert count_things(chat, user(scene, "Which colour has the ground?")) is None
-    assert count_things(chat, user(scene, scene, "How many discs are there?")) is None
-    assert count_things(chat, user("How many legs has a spider?")) is None
+    assert said(chat, scene, "Which colour has the ground?") is None
+    assert said(chat, scene, "Where in the picture is “gizmo”?") is None
+    assert said(chat, scene, scene, "How many discs are there?") is None
+    assert said(chat, "How many legs has a spider?") is None
     noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 260, 3), np.uint8))
-    assert count_things(chat, user(noise, "How many dots are there?")) is None
+    assert said(chat, noise, "How many dots are there?") is None
+    assert said(chat, noise, "What is this?") is None
+
+
+@pytest.mark.parametrize("question", ["What is this?", "How many circles are there?", "Is “circle” in the picture?"])
+def test_pictures_with_text_are_answered_out_of_their_text(chat, question):
+    receipt = Image.open(Path(__file__).parents[1] / "examples" / "receipt.png")
+    assert said(chat, receipt, question) is None
 
 
 def test_many_different_things_are_not_counted(chat):
@@ -67,4 +156,10 @@ def test_many_different_things_are_not_counted(chat):
         x, y = 10 + number % 4 * 110, 10 + number // 4 * 110
         hue = f"hsv({300 * number // MOST}, 100%, {60 + 40 * (number % 2)}%)"
         pen.rectangle((x, y, x + 20 + 6 * (number % 2) * 8, y + 70), fill=hue)
-    assert count_things(chat, user(image, "How many are there?")) is None
+    assert said(chat, image, "How many are there?") is None
+
+
+def test_without_names_the_most_alike_are_counted(chat, scene, monkeypatch):
+    monkeypatch.setattr(chat.names, "found", None)
+    assert said(chat, scene, "Count: triangle") == "7"
+    assert said(chat, scene, "Where in the picture is “triangle”?") is None
