@@ -27,7 +27,7 @@ PARTS = 3
 #: So many things of a group are looked at: alike ones have the same name.
 EACH = 3
 #: What scores at least this share of what fits a name best is meant by it as well, if it scores as what is there does.
-AS_WELL = 0.7
+AS_WELL = 0.6
 
 
 class Looks(Protocol):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT = (
     "no model was named, so the small one that ships with handlens answers: it reads printed text line by line, looks "
-    "up in it what is asked for, counts things, and mostly guesses at what else has to be seen "
+    "up in it what is asked for, names and counts simple things, and mostly guesses at what else has to be seen "
     "(docs/default-model.md). Load the real one, MiniCPM-Llama3-V 2.5 with 8 billion parameters, with --model "
     "FILE.gguf, its mmproj file beside it or given with --mmproj."
 )
