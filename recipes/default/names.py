@@ -7,7 +7,7 @@ out of further regressions; the held-out style is only measured.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,7 @@ class Drawn:
         return Drawn(*(values[chosen] for values in vars(self).values()))
 
 
-def draw(chat: Chat, sources: Sources, split: str, times: int, seed: int, tell=lambda text: None) -> Drawn:
+def draw(chat: Chat, sources: Sources, split: str, times: int, seed: int, tell: Callable[[str], None]) -> Drawn:
     """Every thing of a split `times` in each of its styles, and shapes where it is the one for training."""
     backend, config = chat.generator.backend, chat.config
     rows = []
@@ -64,7 +64,9 @@ def draw(chat: Chat, sources: Sources, split: str, times: int, seed: int, tell=l
     return Drawn(*(np.array(column) for column in zip(*rows, strict=True)))
 
 
-def _things(sources: Sources, split: str, times: int, seed: int, tell) -> Iterator[tuple[int, int, np.ndarray]]:
+def _things(
+    sources: Sources, split: str, times: int, seed: int, tell: Callable[[str], None]
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """(style, name, thing cut out) of all things to be drawn."""
     sprites = sources.sprites(split)
     for turn in range(times):
