@@ -9,7 +9,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import count
+from itertools import compress, count
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 import torch.multiprocessing
 
 from handlens.config import ModelConfig
+from handlens.data.alphabets import OWN_SCRIPT
 from handlens.data.make import draw
 from handlens.data.questions import ask
 from handlens.data.sample import TRAIN, Sample
@@ -35,8 +36,11 @@ logger = logging.getLogger("handlens")
 AHEAD, READY = 3, 4
 #: Lines that are shown besides the text of a sample.
 LINES = 6
-#: The sides of pages on which a line stands alone.
-PAGE = 60, 672
+#: The sides of pages on which a line stands alone; how often it stands in the middle, how often only a part of it is
+#: there, and how much of it that is.
+PAGE, CENTRED, PARTLY, PART = (60, 672), 0.5, 0.3, (0.1, 0.95)
+#: How often such a line is asked for in English: in Latin letters, and in others.
+IN_ENGLISH, IN_ENGLISH_OTHERS = 0.5, 0.15
 #: So many questions are asked about a text, and this share of them is followed by another one.
 QUESTIONS, FOLLOWED = 3, 0.15
 #: After so many other texts each is shown once more, with other mistakes: finding the layout is what costs.
@@ -47,8 +51,8 @@ FROZEN_SAVES = 0.75
 KEPT = 64
 #: Where tensors in one piece of memory begin: at a multiple of so many bytes.
 ALIGNED = 64
-#: English is drawn this much more often than any other language.
-ENGLISH = 3.0
+#: English is drawn this much more often than other languages, and so are those with letters of their own.
+ENGLISH, OWN_LETTERS = 3.0, 2.0
 #: Makers that fail for more than this share of samples are broken; fewer failures are reported and passed over.
 MOST_FAILURES = 0.01
 
@@ -99,13 +103,14 @@ def samples(sources: Sources, stage: Stage, seed: int, split: str) -> Iterator[S
 
 
 def any_language(rng: np.random.Generator, sources: Sources) -> str:
-    """One of the languages, English more often than any other."""
+    """One of the languages; some of them are drawn more often than others."""
     return sources.languages[rng.choice(len(sources.languages), p=_chances(sources.languages))]
 
 
 @cache
 def _chances(languages: tuple[str, ...]) -> np.ndarray:
-    weights = np.array([ENGLISH if language == "en" else 1.0 for language in languages])
+    often = {"en": ENGLISH} | dict.fromkeys(OWN_SCRIPT, OWN_LETTERS)
+    weights = np.array([often.get(language, 1.0) for language in languages])
     return weights / weights.sum()
 
 
@@ -152,16 +157,40 @@ def _of_sample(
 
 
 def on_a_page(sample: Sample, rng: np.random.Generator) -> Sample:
-    """The sample somewhere on an otherwise empty page of its ground's colour, asked for in English as often as not."""
+    """The sample somewhere on an otherwise empty page of its ground's colour, now and then cut off at the page's sides;
+    asked for in English as often as not where its letters are those of English, and seldom elsewhere."""
+    partly = rng.random() < PARTLY
+    if partly:
+        sample = _part_of(sample, rng)
     high, wide = sample.image.shape[:2]
     height, width = (max(side, int(rng.uniform(*PAGE))) for side in (high, wide))
-    top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
+    if partly:
+        width = wide
+    if rng.random() < CENTRED:
+        top, left = (height - high) // 2, (width - wide) // 2
+    else:
+        top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
     edge = np.concatenate([sample.image[0], sample.image[-1]])
     page = np.full((height, width, 3), np.median(edge, axis=0), np.uint8)
     page[top : top + high, left : left + wide] = sample.image
-    language = "en" if rng.random() < 0.5 else sample.language
+    foreign = sample.language in OWN_SCRIPT
+    language = "en" if rng.random() < (IN_ENGLISH_OTHERS if foreign else IN_ENGLISH) else sample.language
     centres = sample.centres + np.array([left, top], sample.centres.dtype)
     return replace(sample, image=page, centres=centres, question=ask(rng, "read", language))
+
+
+def _part_of(sample: Sample, rng: np.random.Generator) -> Sample:
+    """The sample cut off at its sides, with the letters of which most is left; the whole of it where none is."""
+    wide = sample.image.shape[1]
+    width = int(wide * rng.uniform(*PART))
+    left = int(rng.choice([0, (wide - width) // 2, rng.integers(wide - width + 1)]))
+    shown = [(left <= x < left + width) for x, _ in sample.centres]
+    characters = tuple(compress(sample.characters, shown))
+    if "".join(sample.characters).strip() != sample.answer or not (text := "".join(characters).strip()):
+        return sample
+    centres = sample.centres[shown] - np.array([left, 0], sample.centres.dtype)
+    image = sample.image[:, left : left + width]
+    return replace(sample, image=image, answer=text, characters=characters, centres=centres)
 
 
 def _about_text(

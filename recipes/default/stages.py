@@ -126,11 +126,11 @@ STAGES = (
         dense=0.0,
         turns=2,
         notes=0.04,
-        sparse=0.5,
+        sparse=0.6,
         by_lines=0.95,
         tasks={
             **{"word": 0.1, "line": 0.55, "paragraph": 0.05, "block": 0.03, "notice": 0.01, "code": 0.01},
-            **{"page": 0.02, "letter": 0.02, "table": 0.04, "receipt": 0.05, "invoice": 0.04, "form": 0.04},
+            **{"page": 0.02, "letter": 0.02, "table": 0.04, "receipt": 0.07, "invoice": 0.05, "form": 0.04},
             **{"menu": 0.02, "screen": 0.02, "chart": 0.04, "absent": 0.04, "writing": 0.01, "language": 0.005},
             **{"blank": 0.01, "unreadable": 0.01, "photo": 0.01, "count": 0.01, "shapes": 0.01},
         },
