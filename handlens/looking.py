@@ -20,6 +20,8 @@ from handlens.things import Things, find_things
 
 #: The kinds of questions that are answered so.
 KINDS = ("name", "count", "locate", "colour", "shape", "present")
+#: What is asked for in other words than those of questions.toml, told by some of them (`questions.asks`), and the kind.
+FREELY = {"how_many": "count", "what_colour": "colour", "where": "locate"}
 #: Where more things look different they are no few kinds of things.
 MOST = 12
 #: Of so many parts that stand apart, which look like several things, a thing may be that is named.
@@ -40,21 +42,22 @@ class Looks(Protocol):
 
 def answer_by_things(chat: Looks, msgs: Any) -> Iterator[str] | None:
     """The answer to messages about one image without text, if the last one is a question of one of the KINDS, in the
-    words of questions.toml, or asks in any words how many there are of something. None for other questions, for images
-    in which no things stand apart from a calm ground, and where things are not known: ask about the image then."""
+    words of questions.toml, or asks in other words how many there are of something, where it is or which colour it
+    has. None for other questions, for images in which no things stand apart from a calm ground, and where things are
+    not known: ask about the image then."""
     messages, images = read_messages(msgs, chat.processor.limits)
     if len(images) != 1:
         return None
     question = messages[-1].words
-    asked, counts = understood(question, KINDS), asks("how_many", question)
-    if not (asked or counts) or chat.texts.of(chat, images[0]):
+    asked = understood(question, KINDS)
+    if not (asked or any(asks(words, question) for words in FREELY)) or chat.texts.of(chat, images[0]):
         return None
     things = find_things(images[0])
     if things is None or len(things.groups) > MOST:
         return None
     readout = chat.names.readout
     answer = _Scene(things, chat.names, readout).answer(question, asked) if readout else None
-    if answer is None and counts:
+    if answer is None and asks("how_many", question):
         # Which are meant is not known: those of which there are the most.
         answer = str(max(map(len, things.groups)))
     return None if answer is None else iter([answer])
@@ -80,11 +83,11 @@ class _Scene:
                     return self._shape(colour, reading.language)
             elif meant := self.readout.meant(reading.slots["thing"], reading.language):
                 return self._about(reading.kind, meant, reading.language)
-        if asks("how_many", question):
-            languages = [language for language in LANGUAGES if asks("how_many", question, language)]
+        for words, kind in FREELY.items():
+            languages = [language for language in LANGUAGES if asks(words, question, language)]
             if spoken := self.readout.spoken_of(question, languages):
                 language, meant = spoken
-                return self._about("count", meant, language)
+                return self._about(kind, meant, language)
         return None
 
     def _is_spelled_otherwise(self, reading: Asked) -> bool:

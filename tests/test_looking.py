@@ -98,6 +98,11 @@ def test_the_last_question_of_a_conversation_counts(chat, scene):
         ("Is “star” in the picture?", "Yes"),
         ("Ist „Nashorn“ im Bild?", "Nein"),
         ("Where in the picture is “rhinoceros”?", "That is not in the picture."),
+        ("Where is the star?", "top left"),
+        ("Wo ist das Quadrat?", "in der Mitte"),
+        ("What color is the square, please?", "orange"),
+        ("Какого цвета звезда?", "зелёный"),
+        ("Which colour has the rhinoceros here?", "That is not in the picture."),
     ],
 )
 def test_things_are_found_with_their_places_colours_and_shapes(chat, places, question, answer):

@@ -49,6 +49,8 @@ class Phrases:
     no: str
     how_many: tuple[str, ...]  # what asks for a number of things, see `asks`
     when: tuple[str, ...]
+    where: tuple[str, ...]
+    what_colour: tuple[str, ...]
     positions: tuple[str, ...]  # nine, row by row from the top left
     colours: dict[str, str]  # by COLOURS
     shapes: dict[str, str]  # by SHAPES
@@ -74,8 +76,9 @@ def ask(rng: "np.random.Generator", kind: str, language: str, **slots: str) -> s
 
 
 def asks(what: str, question: str, language: str | None = None) -> bool:
-    """Whether a question, in any language or in this one, asks for "how_many" things there are or "when" something was:
-    whether it has words for that, of which those for a number often ask for a price as well."""
+    """Whether a question, in any language or in this one, asks for "how_many" things there are, "when" something was,
+    "where" it is or "what_colour" it has: whether it has words for that, of which those for a number often ask for a
+    price as well."""
     return _asking(what, language).search(question) is not None
 
 
@@ -142,7 +145,8 @@ def phrases(language: str) -> Phrases:
     row = _table()["answers"][checked(language)]
     named = {"colours": COLOURS, "shapes": SHAPES, "languages": LANGUAGES}
     lists = {name: dict(zip(keys, row[name], strict=True)) for name, keys in named.items()}
-    return Phrases(**row | lists | {name: tuple(row[name]) for name in ("how_many", "when", "positions")})
+    words = ("how_many", "when", "where", "what_colour", "positions")
+    return Phrases(**row | lists | {name: tuple(row[name]) for name in words})
 
 
 def language_of(name: str) -> str | None:
