@@ -85,17 +85,19 @@ def test_rounded_vision_looks_where_float_vision_looks_whatever_type_the_project
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="llama.cpp's wheel is not installed")
-def test_stock_llama_cpp_gives_the_same_answers(shipped, exact):
+@pytest.mark.parametrize("of_its_own", [False, True], ids=["in English", "in the language of the text"])
+def test_stock_llama_cpp_gives_the_same_answers(shipped, exact, of_its_own):
     """100 pictures of sizes that both programs cut alike; at least 95 have the same greedy answer, token by token.
 
-    They are asked as `handlens read --lang` asks: in the language of the text, in which a small model is surest.
+    They are asked in English, and as `handlens read --lang` asks, in the language of the text.
     """
     from benchmarks.llama_cpp_agreement import SHAPES
     from tests.llama_cpp import LlamaCpp, compare
 
     files = find_files(None)
     chat, theirs = load(), LlamaCpp(files.model, files.mmproj)
-    lines = [(text, templates("read", LANGUAGES.get(name, "en"))[ASKED]) for name, (text, *_) in LINES.items()]
+    questions = [templates("read", LANGUAGES.get(name, "en"))[ASKED] if of_its_own else QUESTION for name in LINES]
+    lines = list(zip([text for text, *_ in LINES.values()], questions, strict=True))
     same = 0
     for number in range(100):
         width, height = SHAPES[number % len(SHAPES)]
