@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image
+
 from handlens.backend import Progress
 from handlens.decode import Limits
 from handlens.engine.cache import ImageCache
@@ -167,9 +169,9 @@ class Chat:
             msgs = [{"role": "system", "content": system_prompt}, *as_messages(msgs)]
         return self.processor(msgs, max_tokens=min(room, max_input_tokens or room))
 
-    def look(self, inputs: Inputs) -> None:
-        """Encodes the images of a request that comes later, which finds their vectors."""
-        self.generator.images.encode(inputs.images)
+    def look(self, image: Image.Image) -> None:
+        """Encodes an image ahead of the requests about it alone, which find its vectors."""
+        self.generator.images.encode([self.processor.cut(image)])
 
     def run(
         self, inputs: Inputs, params: SamplingParams, progress: Progress | None = None, *, warns: bool = True

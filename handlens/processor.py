@@ -70,13 +70,17 @@ class Processor:
         ids, bounds, answers = self.encode(parts, plans)
         if max_tokens is not None and len(ids) > max_tokens:
             raise ContextError(self._too_long(len(ids), max_tokens, plans))
-        vision = self.config.vision
         return Inputs(
             input_ids=np.array(ids, dtype=np.int32),
             image_bound=np.array(bounds, dtype=np.int32).reshape(-1, 2),
-            images=tuple(cut(image, self.config.slices, vision.image_mean, vision.image_std) for image in images),
+            images=tuple(map(self.cut, images)),
             answers=np.array(answers, dtype=np.int32).reshape(-1, 2),
         )
+
+    def cut(self, image: Image.Image) -> SlicedImage:
+        """An image in the slices that the model sees."""
+        vision = self.config.vision
+        return cut(image, self.config.slices, vision.image_mean, vision.image_std)
 
     def _plan(self, images: Sequence[Image.Image]) -> list[SlicePlan]:
         if images and self.config.vision is None:

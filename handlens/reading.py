@@ -66,7 +66,7 @@ class Reads(Protocol):
 
     def prepare(self, msgs: Any, params: SamplingParams, *, system_prompt: str = "") -> Inputs: ...
 
-    def look(self, inputs: Inputs) -> None: ...
+    def look(self, image: Image.Image) -> None: ...
 
     def run(self, inputs: Inputs, params: SamplingParams, *, warns: bool = True) -> Iterator[str]: ...
 
@@ -96,7 +96,7 @@ def read_by_lines(
     # they are: else all would be encoded at first, and then all would be read by one thread, for that is done together.
     with _together(min(thread_count(), TOGETHER)) as look, _together(TOGETHER) as submit:
         pictures = {id(part): part for part in chain(first, *parts.values())}
-        seen = {number: look(_look, chat, part) for number, part in pictures.items()}
+        seen = {number: look(chat.look, part) for number, part in pictures.items()}
 
         def reply(picture: Image.Image, longest: int, language: str) -> "Future[str | None]":
             return submit(_read, chat, picture, seen[id(picture)], longest, language)
@@ -128,21 +128,11 @@ def read_by_lines(
             log.warning("%d of %d lines could not be read and were left out", unread, len(lines))
 
 
-def _look(chat: Reads, picture: Image.Image) -> None:
-    """Encodes a picture, whatever language it will be asked about in."""
-    chat.look(_asked(chat, picture, TRIAL, LANGUAGES[0]))
-
-
-def _asked(chat: Reads, picture: Image.Image, longest: int, language: str) -> Inputs:
-    msgs = [{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}]
-    return chat.prepare(msgs, SamplingParams.greedy(max_new_tokens=longest))
-
-
 def _read(chat: Reads, picture: Image.Image, seen: Future, longest: int, language: str) -> str | None:
     """The text of a picture of one line; None where the answer only repeats itself or is the frame of a table."""
     seen.result()
     params = SamplingParams.greedy(max_new_tokens=longest)
-    inputs = _asked(chat, picture, longest, language)
+    inputs = chat.prepare([{"role": "user", "content": [picture, templates("read", language)[QUESTION]]}], params)
     # No other request begins like this one.
     text = " ".join("".join(chat.run(replace(inputs, once=True), params, warns=False)).split())
     return None if "| |" in text or repeats(chat.tokenizer.encode(text)) else text
